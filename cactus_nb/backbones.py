@@ -6,6 +6,7 @@
 __all__ = ['BatchNorm', 'conv4', 'StridedConv', 'conv4_classifier', 'build_backbone']
 
 # %% ../nbs/07_backbones.ipynb #c002
+from functools import partial
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
@@ -33,15 +34,15 @@ class BatchNorm(nn.BatchNorm2d):
 # %% ../nbs/07_backbones.ipynb #c008
 @patch
 def forward(self:BatchNorm, x):
-    of_batch = self.training or not self.track_running_stats
-    x = F.batch_norm(x, self.running_mean, self.running_var, None, None, of_batch, self.momentum, self.eps)
-    bias = self.bias[:,None,None]
+    of_batch, norm = self.training or not self.track_running_stats, partial(F.batch_norm, x, self.running_mean, self.running_var)
+    if self.track_running_stats and (self.training or not torch.is_grad_enabled()): # where vmap over grad cannot be
+        return norm(self.weight, self.bias, of_batch, self.momentum, self.eps)
+    x, bias = norm(None, None, of_batch, self.momentum, self.eps), self.bias[:,None,None]
     return x + bias if self.weight is None else torch.addcmul(bias, x, self.weight[:,None,None])
 
 # %% ../nbs/07_backbones.ipynb #c018
-def _block(c_in, c_out, pool, stats, **kwargs):
-    layers = [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), BatchNorm(c_out, stats, **kwargs), nn.ReLU()]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+def _block(c_in, c_out, stats, **kwargs):
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), BatchNorm(c_out, stats, **kwargs), nn.MaxPool2d(2), nn.ReLU())
 
 # %% ../nbs/07_backbones.ipynb #c019
 def conv4(
@@ -51,13 +52,13 @@ def conv4(
     seed:int|None=None,  # Seed of the first weights; None draws from torch's global generator
 ) -> nn.Module: # Images `[n, c_in, h, w]` float32 in 0..1 to embeddings `[n, d]`; d is 64 at 28 pixels, 1,600 at 84
     "The paper's ProtoNets network (Table 6; Snell et al. 2017): four of 3×3 convolution, batch norm, ReLU, 2×2 max pooling"
-    with seeded(seed): blocks = [_block(c, n_filters, True, stats) for c in (c_in, *[n_filters]*3)]
+    with seeded(seed): blocks = [_block(c, n_filters, stats) for c in (c_in, *[n_filters]*3)]
     return _remember(nn.Sequential(*blocks, nn.Flatten()), 'conv4', c_in=c_in, n_filters=n_filters, stats=stats)
 
 # %% ../nbs/07_backbones.ipynb #c021
 def _remember(net, backbone, **kwargs):
     net.config = dict(backbone=backbone, **kwargs)
-    return net
+    return net.to(memory_format=torch.channels_last)
 
 # %% ../nbs/07_backbones.ipynb #c025
 class StridedConv(nn.Conv2d):
@@ -82,7 +83,7 @@ def conv4_classifier(
 ) -> nn.Module: # Images `[n, c_in, size, size]` float32 in 0..1 to class scores `[n, n_way]`
     "The paper's MAML network (Table 5; official `maml.py`): batch norm with bias only, eps 1e-3; Xavier convolutions, linear N(0,1) or Xavier"
     strided, norm = size < 64, dict(stats=stats, scale=False, eps=1e-3)
-    def block(c): return nn.Sequential(StridedConv(c, n_filters), BatchNorm(n_filters, **norm), nn.ReLU()) if strided else _block(c, n_filters, True, **norm)
+    def block(c): return nn.Sequential(StridedConv(c, n_filters), BatchNorm(n_filters, **norm), nn.ReLU()) if strided else _block(c, n_filters, **norm)
     with seeded(seed):
         body = [block(c) for c in (c_in, *[n_filters]*3)] + ([nn.AdaptiveAvgPool2d(1)] if strided else []) + [nn.Flatten()]
         net = nn.Sequential(*body, nn.Linear(n_filters * (1 if strided else (size//16)**2), n_way))

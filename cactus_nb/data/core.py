@@ -251,10 +251,13 @@ def atomic_write(
 ): # A context with a binary file to write to
     "Write to a temporary neighbour, then rename: `path` is the whole new file or what it was before."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'{path.name}.{uuid4().hex[:8]}.tmp')
     try:
-        with open(tmp, 'wb') as f: yield f
+        path.parent.mkdir(parents=True, exist_ok=True)
+        f = open(tmp, 'wb')
+    except OSError as e: raise type(e)(f'cannot write {path} ({e.strerror}): give a place that you may write to') from e
+    try:
+        with f: yield f
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 

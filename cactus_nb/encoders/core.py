@@ -7,7 +7,7 @@ __all__ = ['check_embedding', 'Encoder', 'PCA', 'ImageDataset', 'ImageLoader', '
            'OwnEmbedding']
 
 # %% ../../nbs/10_encoders.core.ipynb #c002
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from fastai.callback.core import Callback
@@ -177,14 +177,15 @@ class Autoencoder(Encoder):
         device=None,         # Where to train and embed; `cpu` if None
         checkpoint=None,     # File for a checkpoint after every epoch, to resume from
         cbs=None,            # Further fastai callbacks for the training
+        quiet:bool=False,    # Leave out the progress bars?
     ):
         self.config = dict(n_latent=n_latent, n_filters=n_filters, n_epochs=n_epochs, bs=bs, lr=lr, seed=seed, shape=shape)
-        self.net, self.device, self.checkpoint, self.cbs = None, torch.device(device or 'cpu'), checkpoint, cbs
+        self.net, self.device, self.checkpoint, self.cbs, self.quiet = None, torch.device(device or 'cpu'), checkpoint, cbs, quiet
         if shape: self._build()
 
     def _build(self):
         c = self.config
-        with seeded(c['seed']): self.net = _ConvAE(c['shape'], c['n_latent'], c['n_filters']).to(self.device)
+        with seeded(c['seed']): self.net = _ConvAE(c['shape'], c['n_latent'], c['n_filters']).to(self.device, memory_format=torch.channels_last)
 
     def state(self): return self.net.state_dict() if self.net else {}
     def load_state(self, state): self.net.load_state_dict(state)
@@ -209,7 +210,9 @@ def learner(self:Autoencoder,
     return Learner(dls, self.net, loss_func=pixel_cross_entropy, opt_func=Adam, cbs=cbs)
 
 @patch
-def _fit(self:Autoencoder, images): self.learn = self.learner(images); self.learn.fit_one_cycle(self.config['n_epochs'], self.config['lr'])
+def _fit(self:Autoencoder, images):
+    self.learn = self.learner(images)
+    with (self.learn.no_bar() if self.quiet else nullcontext()): self.learn.fit_one_cycle(self.config['n_epochs'], self.config['lr'])
 
 @patch
 @torch.no_grad()

@@ -30,7 +30,7 @@ class Partitions:
     def __len__(self): return len(self.labels)
     @property
     def n_images(self): "Number of images"; return self.labels.shape[1]
-    def __getitem__(self, i): return Partitions(self.labels[i], np.array(self.notes, dtype=object)[i].tolist() if not np.isscalar(i) else [self.notes[i]], self.kind)
+    def __getitem__(self, i): return Partitions(self.labels[i], [self.notes[j] for j in np.atleast_1d(np.arange(len(self))[i])], self.kind)
     def __repr__(self): return f"{len(self)} partition(s) of {self.n_images:,} images ({self.kind}), {self.sizes(0).size:,} clusters in the first"
 
 # %% ../../nbs/20_tasks.partition.ipynb #c008

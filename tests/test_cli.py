@@ -1,0 +1,111 @@
+"The commands as processes: interrupted, killed, resumed, and told to do what cannot be done."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+import pytest, torch
+from cactus_nb.runs import load_tensors
+
+FEW = '--encoder pca --n_clusters 100 --n_partitions 2 --n_way 5 --epochs 6 --n_tasks 40 --n_test 20'.split()
+
+
+def start(command, *args, **kwargs):
+    "A command in a process of its own, on one thread so that weights can be compared to the bit"
+    code = f'import torch; torch.set_num_threads(1); from cactus_nb.cli import {command}; {command}()'
+    env = os.environ | {'OMP_NUM_THREADS': '1'} | kwargs.pop('env', {})
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kwargs)
+
+
+def finish(*args, **kwargs):
+    "Exit code, output and the error's line"
+    p = start(*args, **kwargs)
+    out, err = p.communicate(timeout=300)
+    return p.returncode, out, err.strip()
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "A run that nobody interrupted"
+    path = tmp_path_factory.mktemp('runs')/'whole'
+    code, out, err = finish('cactus_train', '--out', path, *FEW)
+    assert code == 0, err
+    return path
+
+
+def test_form_of_result(whole):
+    "`result.json` has the fields that programs rely on."
+    res = json.loads((whole/'result.json').read_text())
+    assert {'command', 'data', 'split', 'seconds', 'device', 'commit', 'seed', 'rows'} <= {*res}
+    want = {'method', 'embedding', 'transform', 'n_partitions', 'n_way', 'k_shot', 'n_query', 'n_tasks', 'steps', 'bn', 'preset', 'state', 'mean', 'ci95'}
+    assert all(want <= {*r} and r['state'] == 'done' and 0 < r['mean'] <= 100 and r['ci95'] > 0 for r in res['rows'])
+    assert res['split'] == 'valid' and res['rows'][0]['method'] == 'cactus-protonets' and res['rows'][0]['embedding'] == 'pca'
+    assert {'config.json', 'env.json', 'history.csv', 'model.safetensors', 'partitions.npz', 'result.json'} <= {o.name for o in whole.iterdir()}
+
+
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGKILL], ids=['ctrl-c', 'kill'])
+def test_resumes(whole, tmp_path, sig):
+    "Stopped in the middle of training, the same command goes on and ends at the same weights."
+    path = tmp_path/'run'
+    p = start('cactus_train', '--out', path, *FEW)
+    for _ in range(1200):
+        if (path/'checkpoint.safetensors').exists() and load_tensors(path/'checkpoint.safetensors')[1]['epochs'] >= 2: break
+        time.sleep(0.05)
+    p.send_signal(sig)
+    _, err = p.communicate(timeout=60)
+    assert not (path/'model.safetensors').exists(), 'it was too late to stop it'
+    if sig == signal.SIGINT: assert p.returncode == 130 and 'run the same command again' in err and 'Traceback' not in err
+    code, out, err = finish('cactus_train', '--out', path, *FEW)
+    assert code == 0, err
+    a, b = [load_tensors(o/'model.safetensors')[0] for o in (whole, path)]
+    for k in a: assert torch.equal(a[k], b[k]), k
+    assert len((path/'history.csv').read_text().splitlines()) == len((whole/'history.csv').read_text().splitlines())
+
+
+def test_half_written_run(tmp_path):
+    "A run without its model says that it was not finished."
+    (tmp_path/'config.json').write_text('{}')
+    code, _, err = finish('cactus_eval', '--run', tmp_path)
+    assert code == 1 and 'training was not finished' in err and len(err.splitlines()) == 1
+
+
+def test_damaged_model(whole, tmp_path):
+    "A cut file is named, and the command fails."
+    (tmp_path/'model.safetensors').write_bytes((whole/'model.safetensors').read_bytes()[:1000])
+    code, _, err = finish('cactus_eval', '--run', tmp_path)
+    assert code == 1 and 'damaged' in err and len(err.splitlines()) == 1
+
+
+def test_unwritable_target(tmp_path):
+    "A target that cannot be written is refused in one line, before anything is computed."
+    (tmp_path/'file').write_text('mine')
+    code, _, err = finish('cactus_train', '--out', tmp_path/'file'/'run', *FEW)
+    assert code == 1 and 'cannot write' in err.lower() and len(err.splitlines()) == 1
+    assert (tmp_path/'file').read_text() == 'mine'
+
+
+def test_folder_of_something_else(tmp_path):
+    "A folder with other files is no run folder, is left alone, and `--fresh` does not delete it."
+    (tmp_path/'thesis.txt').write_text('mine')
+    for command, more in [('cactus_train', []), ('cactus_demo', ['--fresh'])]:
+        code, _, err = finish(command, '--out', tmp_path, *more)
+        assert code == 1 and 'no run folder' in err
+    assert (tmp_path/'thesis.txt').read_text() == 'mine'
+
+
+def test_missing_data(tmp_path):
+    "A folder without the data set is an error that names it."
+    code, _, err = finish('cactus_demo', '--data', 'omniglot', '--root', tmp_path, '--out', tmp_path/'run')
+    assert code == 1 and str(tmp_path) in err and len(err.splitlines()) == 1 and not (tmp_path/'run').exists()
+
+
+def test_own_embedding(tmp_path):
+    "An array with the wrong number of rows is refused; one with the right number trains."
+    import numpy as np
+    from cactus_nb.data.sets import glyphs
+    images = glyphs()
+    np.save(tmp_path/'short.npy', np.zeros((10, 4), np.float32)); np.save(tmp_path/'nan.npy', np.full((len(images), 4), np.nan, np.float32))
+    z = images.x.reshape(len(images), -1)[:, ::16].astype(np.float32); np.save(tmp_path/'z.npy', z)
+    for name, words in [('short', '10 rows for'), ('nan', 'NaN'), ('missing', 'no readable .npy')]:
+        code, _, err = finish('cactus_train', '--embedding', tmp_path/f'{name}.npy', '--out', tmp_path/name, *FEW)
+        assert code == 1 and words in err and len(err.splitlines()) == 1, err
+    code, out, err = finish('cactus_train', '--embedding', tmp_path/'z.npy', '--out', tmp_path/'run', *FEW)
+    assert code == 0, err
+    assert 'cactus-protonets (own)' in out
