@@ -33,7 +33,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 # %% ../nbs/07_backbones.ipynb #c008
 @patch
-def forward(self:BatchNorm, x):
+def forward(self:BatchNorm, x): # `[n, c, h, w]`
     of_batch, norm = self.training or not self.track_running_stats, partial(F.batch_norm, x, self.running_mean, self.running_var)
     if self.track_running_stats and (self.training or not torch.is_grad_enabled()): # where vmap over grad cannot be
         return norm(self.weight, self.bias, of_batch, self.momentum, self.eps)
@@ -68,7 +68,7 @@ class StridedConv(nn.Conv2d):
         c_out:int, # Channels out
     ): super().__init__(c_in, c_out, 3, stride=2, bias=False)
 
-    def forward(self, x):
+    def forward(self, x): # `[n, c_in, h, w]` to `[n, c_out, ⌈h/2⌉, ⌈w/2⌉]`
         (left, right), (top, bottom) = [(1, 1) if side % 2 else (0, 1) for side in (x.shape[-1], x.shape[-2])]
         return super().forward(F.pad(x, (left, right, top, bottom)))
 

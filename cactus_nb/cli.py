@@ -30,7 +30,7 @@ from .tasks.sample import task_dls
 datasets = dict(glyphs=glyphs, omniglot=omniglot)
 
 presets = dict(
-    glyphs  =dict(split=(900, 100, 237),   n_clusters=500, n_partitions=20, encoder_epochs=8,  epochs=4,  n_tasks=200, oracle_epochs=2),
+    glyphs  =dict(split=(900, 100, 237),   n_clusters=500, n_partitions=20, encoder_epochs=8,  epochs=3,  n_tasks=200, oracle_epochs=2),
     omniglot=dict(split=(1100, 100, 423),  n_clusters=500, n_partitions=50, encoder_epochs=20, epochs=10, n_tasks=300, oracle_epochs=5))
 
 common = dict(encoder='autoencoder', n_way=20, k_shot=1, n_query=5, bs=1, n_filters=64, lr=2e-3, seed=0)
@@ -51,8 +51,10 @@ def load_splits(
     kwargs = dict(root=cfg['root']) if cfg.get('root') else {}
     return datasets[cfg['data']](**kwargs).split_classes(*cfg['split'], seed=cfg['seed'])
 
+# %% ../nbs/60_cli.ipynb #c014
 _encoders = dict(autoencoder=lambda cfg, **kw: Autoencoder(n_epochs=cfg['encoder_epochs'], seed=cfg['seed'], quiet=not sys.stdout.isatty(), **kw), pca=lambda cfg, **kw: PCA())
 
+# %% ../nbs/60_cli.ipynb #c015
 def embed_stage(
     run:Run,         # The run folder
     images:ImageSet, # Unlabelled images
@@ -69,7 +71,7 @@ def embed_stage(
     enc = Encoder.load(path)
     return enc, enc.embed(images)
 
-# %% ../nbs/60_cli.ipynb #c012
+# %% ../nbs/60_cli.ipynb #c017
 def partition_stage(
     run:Run,      # The run folder
     z:np.ndarray, # Embedding of the unlabelled images
@@ -84,7 +86,7 @@ def partition_stage(
                               n_way=cfg['n_way'], progress=progress).save(run/'partitions.npz')
     return Partitions.load(run/'partitions.npz')
 
-# %% ../nbs/60_cli.ipynb #c014
+# %% ../nbs/60_cli.ipynb #c019
 def train_stage(
     run:Run,         # The run folder
     images:ImageSet, # Images to train on; labels are dropped
@@ -107,7 +109,7 @@ def train_stage(
         (path/'checkpoint.safetensors').unlink(missing_ok=True)
     return load_run(path)
 
-# %% ../nbs/60_cli.ipynb #c017
+# %% ../nbs/60_cli.ipynb #c022
 def demo(
     cfg:dict,      # Settings, see `preset`
     path:str|Path, # Run folder
@@ -131,7 +133,7 @@ def demo(
     res = write_result(run/'result.json', rows, 'cactus_demo', cfg['data'], 'test', run.seconds, cfg['seed'], **_costs())
     return res | dict(figure=_save_figure(run, images, parts, z, learn, test, rows))
 
-# %% ../nbs/60_cli.ipynb #c018
+# %% ../nbs/60_cli.ipynb #c024
 _line = ['']
 def _costs():
     "The command line, threads and peak memory, for the result file"
@@ -141,7 +143,7 @@ def _costs():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
     return dict(line=_line[0], threads=torch.get_num_threads(), peak_mib=round(peak))
 
-# %% ../nbs/60_cli.ipynb #c019
+# %% ../nbs/60_cli.ipynb #c026
 def _demo_rows(cfg, enc, learn, oracle, test, n_ways, n_test):
     "Every method on the same tasks"
     kind, steps = (getattr(enc, 'name', 'own'),), cfg['n_tasks']//cfg['bs']
@@ -152,6 +154,7 @@ def _demo_rows(cfg, enc, learn, oracle, test, n_ways, n_test):
     return [result_row(r, method, embedding, preset='demo', **more) for method,embedding,m,more in methods
             for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n_test, seed=cfg['seed']).values()]
 
+# %% ../nbs/60_cli.ipynb #c027
 def _save_figure(run, images, parts, z, learn, test, rows):
     import matplotlib
     from matplotlib import pyplot as plt
@@ -161,7 +164,7 @@ def _save_figure(run, images, parts, z, learn, test, rows):
     fig.savefig(run/'demo.png', dpi=100); plt.close(fig); plt.switch_backend(backend)
     return str(run/'demo.png')
 
-# %% ../nbs/60_cli.ipynb #c027
+# %% ../nbs/60_cli.ipynb #c035
 def _command(func):
     "A console command from a function with documented arguments"
     def main(argv=None):
@@ -179,13 +182,14 @@ def _command(func):
     main.__name__, main.__doc__ = func.__name__, func.__doc__
     return main
 
-# %% ../nbs/60_cli.ipynb #c028
+# %% ../nbs/60_cli.ipynb #c037
 def _report(res, *paths):
     "The table and where things are"
     table = result_table(res['rows']).to_string()
     n = res['rows'][0]['n_tasks']
     print(f"\nAccuracy in percent on classes of the {res['split']} split, {n:,} tasks each, ± 95 % interval\n\n{table}\n\n{res['seconds']:.0f} s on {res['device']}. " + ', '.join(map(str, paths)))
 
+# %% ../nbs/60_cli.ipynb #c038
 def _cactus_demo(
     data:str='glyphs',     # glyphs (drawn here, nothing to download) or omniglot
     out:str=None,          # Run folder; cactus_runs/demo-DATA if not given
@@ -203,7 +207,7 @@ def _cactus_demo(
     res = demo(cfg, out, n_test=n_test)
     _report(res, f"{out/'result.json'}", res['figure'])
 
-# %% ../nbs/60_cli.ipynb #c030
+# %% ../nbs/60_cli.ipynb #c040
 def _clear(path):
     "Remove a run folder, and nothing else"
     import shutil
@@ -211,7 +215,7 @@ def _clear(path):
     if not (path/'config.json').exists(): raise ValueError(f"{path} is no run folder (no config.json in it), so --fresh leaves it alone. Give another --out.")
     shutil.rmtree(path)
 
-# %% ../nbs/60_cli.ipynb #c032
+# %% ../nbs/60_cli.ipynb #c042
 def _cactus_train(
     data:str='glyphs',        # glyphs or omniglot
     out:str=None,             # Run folder; cactus_runs/DATA-METHOD-seedSEED if not given
@@ -246,22 +250,24 @@ def _cactus_train(
     rows = [result_row(r, method if oracle else f'cactus-{method}', name, bn='running', steps=cfg['epochs']*cfg['n_tasks']//cfg['bs'], n_partitions=None if oracle else len(parts)) for r in grid.values()]
     _report(write_result(run/'result.json', rows, 'cactus_train', data, 'valid', run.seconds, seed, **_costs()), f"cactus_eval --run {out} scores it on test classes")
 
-# %% ../nbs/60_cli.ipynb #c033
+# %% ../nbs/60_cli.ipynb #c043
 def _one_of(**kwargs):
     for k,(v,known) in kwargs.items():
         if v not in known: raise ValueError(f"{k}={v!r} is not known; choose one of {', '.join(known)}.")
 
+# %% ../nbs/60_cli.ipynb #c044
 def _training_tasks(run, train, images, oracle):
     "`(embedding, partitions)` that the run trains on"
     if oracle: return 'none', label_partition(train)
     enc, z = embed_stage(run, images)
     return enc.name, partition_stage(run, z)
 
-# %% ../nbs/60_cli.ipynb #c034
+# %% ../nbs/60_cli.ipynb #c046
 def _numbers(text, name):
     try: return [int(o) for o in str(text).split(',')]
     except ValueError: raise ValueError(f"--{name} {text}: give whole numbers with commas between, such as 5,20.") from None
 
+# %% ../nbs/60_cli.ipynb #c047
 def _cactus_eval(
     run:str=None,        # Run folder that cactus_train or cactus_demo wrote; needed
     n_way:str='5,20',    # Classes in a task, several with commas between
@@ -289,6 +295,6 @@ def _cactus_eval(
     res = write_result(Path(run)/'result.json', rows, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, train_seconds=trained, **_costs())
     _report(res, f"{Path(run)/'result.json'}")
 
-# %% ../nbs/60_cli.ipynb #c035
+# %% ../nbs/60_cli.ipynb #c049
 for _f in (_cactus_demo, _cactus_train, _cactus_eval): _f.__name__ = _f.__name__[1:]
 cactus_demo, cactus_train, cactus_eval = map(_command, (_cactus_demo, _cactus_train, _cactus_eval))

@@ -30,6 +30,7 @@ def write_json(
     text = json.dumps(obj, indent=1, default=lambda o: o.item() if hasattr(o, 'item') else str(o)) + '\n'
     with atomic_write(path) as f: f.write(text.encode())
 
+# %% ../nbs/05_runs.ipynb #c008
 def read_json(
     path:str|Path, # File to read
 ): # What the file holds
@@ -39,7 +40,7 @@ def read_json(
     try: return json.loads(path.read_text())
     except ValueError as e: raise ValueError(f"{path} is not complete JSON ({e}). Remove it and run the command again.") from e
 
-# %% ../nbs/05_runs.ipynb #c010
+# %% ../nbs/05_runs.ipynb #c011
 def save_tensors(
     path:str|Path,      # File to write, usually `.safetensors`
     tensors:dict,       # Tensors or NumPy arrays by name
@@ -49,6 +50,7 @@ def save_tensors(
     tensors = {k: torch.as_tensor(v).detach().cpu().contiguous().clone() for k,v in tensors.items()}
     with atomic_write(path) as f: f.write(save(tensors, metadata={'meta': json.dumps(meta or {})}))
 
+# %% ../nbs/05_runs.ipynb #c012
 def load_tensors(
     path:str|Path, # File made by `save_tensors`
 ): # `(tensors, meta)`
@@ -59,7 +61,7 @@ def load_tensors(
         with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
     except Exception as e: raise ValueError(f"{path} is damaged or not a safetensors file ({e}). Make it again.") from e
 
-# %% ../nbs/05_runs.ipynb #c015
+# %% ../nbs/05_runs.ipynb #c017
 @contextmanager
 def seeded(
     seed:int|None, # Seed of torch's global generator; None leaves it alone
@@ -69,7 +71,7 @@ def seeded(
         if seed is not None: torch.manual_seed(seed)
         yield
 
-# %% ../nbs/05_runs.ipynb #c018
+# %% ../nbs/05_runs.ipynb #c020
 def git_commit():
     "Commit of this library's checkout, with `-dirty` if its code was changed since; the version where there is no checkout"
     here = Path(cactus_nb.__file__).parent
@@ -77,11 +79,12 @@ def git_commit():
     try: return git('rev-parse', '--short=10', 'HEAD') + ('-dirty' if git('status', '--porcelain', '--', '.') else '')
     except (OSError, subprocess.CalledProcessError): return f"v{_version('cactus_nb')}"
 
+# %% ../nbs/05_runs.ipynb #c021
 def _version(name):
     try: return version(name)
     except PackageNotFoundError: return 'not installed'
 
-# %% ../nbs/05_runs.ipynb #c019
+# %% ../nbs/05_runs.ipynb #c022
 def environment(
     device=None, # Where the run computes; `cpu` if None
 ): # A dictionary that JSON can hold
@@ -91,7 +94,7 @@ def environment(
                 device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
                 versions={k: _version(k) for k in 'cactus_nb torch fastai fastcore faiss-cpu numpy scikit-learn'.split()})
 
-# %% ../nbs/05_runs.ipynb #c023
+# %% ../nbs/05_runs.ipynb #c026
 class Run:
     "A run folder: settings in `config.json`, machine in `env.json`, finished stages in `stages.json`"
     def __init__(self,
@@ -107,19 +110,31 @@ class Run:
         write_json(self.path/'env.json', environment(device) | dict(seed=config.get('seed')))
         self.stages = read_json(self.path/'stages.json') if (self.path/'stages.json').exists() else {}
 
-    def _check_same(self, old):
-        diff = [f"{k}={old.get(k)!r} (asked for: {self.config.get(k)!r})" for k in sorted({*old, *self.config}) if old.get(k) != self.config.get(k)]
-        if diff: raise ValueError(f"{self.path} holds another run: {', '.join(diff)}. Choose another folder, or ask for the same.")
+# %% ../nbs/05_runs.ipynb #c028
+@patch
+def _check_same(self:Run, old):
+    diff = [f"{k}={old.get(k)!r} (asked for: {self.config.get(k)!r})" for k in sorted({*old, *self.config}) if old.get(k) != self.config.get(k)]
+    if diff: raise ValueError(f"{self.path} holds another run: {', '.join(diff)}. Choose another folder, or ask for the same.")
 
-    def __truediv__(self, name): return self.path/name
-    def done(self, stage:str) -> bool: # Name of a stage
-        "Was this stage finished, now or earlier?"
-        return stage in self.stages
+# %% ../nbs/05_runs.ipynb #c029
+@patch
+def __truediv__(self:Run, name): return self.path/name
 
-    @property
-    def seconds(self): "Seconds of all finished stages, over all sittings"; return sum(self.stages.values())
+# %% ../nbs/05_runs.ipynb #c030
+@patch
+def done(self:Run,
+    stage:str, # Name of a stage
+) -> bool:
+    "Was this stage finished, now or earlier?"
+    return stage in self.stages
 
-# %% ../nbs/05_runs.ipynb #c024
+# %% ../nbs/05_runs.ipynb #c031
+@patch(as_prop=True)
+def seconds(self:Run) -> float: # Over all sittings, stopped stages included
+    "Seconds spent on the run"
+    return sum(self.stages.values())
+
+# %% ../nbs/05_runs.ipynb #c033
 @patch
 @contextmanager
 def stage(self:Run,
@@ -134,19 +149,20 @@ def stage(self:Run,
         self.stages[key] = round(self.stages.get(key, 0) + time.perf_counter() - start, 3)
         write_json(self.path/'stages.json', self.stages)
 
-# %% ../nbs/05_runs.ipynb #c029
+# %% ../nbs/05_runs.ipynb #c038
 def _opt_tensors(opt):
     "The optimiser's state as `(tensors, scalars)`, both keyed `index.name`"
     flat = {f'{i}.{k}': v for i,s in enumerate(opt.state[p] for p,*_ in opt.all_params()) for k,v in s.items()}
     return ({k: v for k,v in flat.items() if torch.is_tensor(v)}, {k: v for k,v in flat.items() if not torch.is_tensor(v)})
 
+# %% ../nbs/05_runs.ipynb #c039
 def _restore_opt(opt, tensors, scalars):
     for key,v in (tensors | scalars).items():
         i,k = key.split('.', 1)
         p = opt.all_params()[int(i)][0]
         opt.state[p][k] = v.to(p.device) if torch.is_tensor(v) else v
 
-# %% ../nbs/05_runs.ipynb #c030
+# %% ../nbs/05_runs.ipynb #c040
 class ResumeCallback(Callback):
     "Write a checkpoint after every epoch, and start from it when the same fit is run again"
     order, run_valid = ProgressCallback.order+1, False
@@ -165,7 +181,7 @@ class ResumeCallback(Callback):
         self.learn.recorder.run = True
         if self.epoch >= self.start: self._save()
 
-# %% ../nbs/05_runs.ipynb #c032
+# %% ../nbs/05_runs.ipynb #c042
 @patch
 def _save(self:ResumeCallback):
     tensors, scalars = _opt_tensors(self.opt)
@@ -173,6 +189,7 @@ def _save(self:ResumeCallback):
     save_tensors(self.path, weights, dict(epochs=self.epoch+1, n_epoch=self.n_epoch, scalars=scalars,
                                           passes=getattr(self.dls.train.dataset, 'passes', None)))
 
+# %% ../nbs/05_runs.ipynb #c043
 @patch
 def _load(self:ResumeCallback):
     tensors, meta = load_tensors(self.path)

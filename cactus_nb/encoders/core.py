@@ -51,14 +51,16 @@ class Encoder:
         self._fit(images.unlabelled())
         return self
 
-    def embed(self,
-        images:ImageSet, # Images to embed, of the shape that the encoder learnt from
-    ) -> np.ndarray: # `[n, d]` float32
-        "Embed images; raises `ValueError` if the outcome is no embedding, see `check_embedding`"
-        if not self.state(): raise ValueError(f"{type(self).__name__} has not learnt yet. Call fit first, or Encoder.load.")
-        return check_embedding(self._embed(images.unlabelled()), len(images))
+# %% ../../nbs/10_encoders.core.ipynb #c013
+@patch
+def embed(self:Encoder,
+    images:ImageSet, # Images to embed, of the shape that the encoder learnt from
+) -> np.ndarray: # `[n, d]` float32
+    "Embed images; raises `ValueError` if the outcome is no embedding, see `check_embedding`"
+    if not self.state(): raise ValueError(f"{type(self).__name__} has not learnt yet. Call fit first, or Encoder.load.")
+    return check_embedding(self._embed(images.unlabelled()), len(images))
 
-# %% ../../nbs/10_encoders.core.ipynb #c012
+# %% ../../nbs/10_encoders.core.ipynb #c015
 @patch
 def save(self:Encoder,
     path:str|Path, # File to write, usually `.safetensors`
@@ -66,6 +68,7 @@ def save(self:Encoder,
     "Write the encoder to one safetensors file"
     save_tensors(path, self.state(), dict(encoder=type(self).__name__, config=self.config))
 
+# %% ../../nbs/10_encoders.core.ipynb #c016
 @patch(cls_method=True)
 def load(cls:Encoder,
     path:str|Path, # File that `save` wrote
@@ -78,7 +81,7 @@ def load(cls:Encoder,
     enc.load_state(state)
     return enc
 
-# %% ../../nbs/10_encoders.core.ipynb #c015
+# %% ../../nbs/10_encoders.core.ipynb #c019
 class PCA(Encoder):
     "Principal components of the pixels"
     name = 'pca'
@@ -95,14 +98,25 @@ class PCA(Encoder):
         scale = pca.explained_variance_**-0.5 if self.config['whiten'] else np.ones(n)
         self._state = dict(mean=np.float32(pca.mean_), components=np.float32(pca.components_ * scale[:,None]))
 
-    def _embed(self, images): return np.concatenate([(_flat(x) - self._state['mean']) @ self._state['components'].T for x in _chunks(images.x)])
-    def state(self): return self._state
-    def load_state(self, state): self._state = {k: v.numpy() for k,v in state.items()}
-
-def _flat(x): return x.reshape(len(x), -1).astype(np.float32)/255
-def _chunks(x, n=4096): return (x[i:i+n] for i in range(0, len(x), n))
+# %% ../../nbs/10_encoders.core.ipynb #c021
+@patch
+def _embed(self:PCA, images): return np.concatenate([(_flat(x) - self._state['mean']) @ self._state['components'].T for x in _chunks(images.x)])
 
 # %% ../../nbs/10_encoders.core.ipynb #c022
+@patch
+def state(self:PCA): return self._state
+
+# %% ../../nbs/10_encoders.core.ipynb #c023
+@patch
+def load_state(self:PCA, state): self._state = {k: v.numpy() for k,v in state.items()} # tensors by name, as `state` gave them
+
+# %% ../../nbs/10_encoders.core.ipynb #c024
+def _flat(x): return x.reshape(len(x), -1).astype(np.float32)/255
+
+# %% ../../nbs/10_encoders.core.ipynb #c025
+def _chunks(x, n=4096): return (x[i:i+n] for i in range(0, len(x), n))
+
+# %% ../../nbs/10_encoders.core.ipynb #c032
 class ImageDataset:
     "Rows of a uint8 tensor of images; an item is its row number"
     n_inp = 1
@@ -112,23 +126,23 @@ class ImageDataset:
         seed:int=0,       # Seed of the order
     ): self.x, self.rows, self.seed, self.passes = x, rows, seed, 0
     def __len__(self): return len(self.rows)
-    def __getitem__(self, i): return i
+    def __getitem__(self, i): return i # the item is its number
     def new_empty(self): return ImageDataset(self.x[:0].clone(), self.rows[:0].clone(), self.seed)
 
-# %% ../../nbs/10_encoders.core.ipynb #c023
+# %% ../../nbs/10_encoders.core.ipynb #c033
 class ImageLoader(DataLoader):
     "A fastai `DataLoader` whose batches are `(images,)*2`, float32 in 0..1: what goes in should come out"
-    def shuffle_fn(self, idxs):
+    def shuffle_fn(self, idxs): # row numbers, in order
         return np.random.default_rng([self.dataset.seed, self.dataset.passes]).permutation(len(idxs)).tolist()
-    def create_batch(self, idxs): return self.dataset.rows[torch.tensor(idxs)]
-    def retain(self, res, b): return res
+    def create_batch(self, idxs): return self.dataset.rows[torch.tensor(idxs)] # numbers of items to rows
+    def retain(self, res, b): return res # a tensor already
     def after_iter(self): self.dataset.passes += 1
-    def to(self, device): self.device = device; self.dataset.x = self.dataset.x.to(device)
-    def after_batch(self, rows):
+    def to(self, device): self.device = device; self.dataset.x = self.dataset.x.to(device) # the pixels move along
+    def after_batch(self, rows): # `[bs]` int64
         x = self.dataset.x[rows.to(self.dataset.x.device)].float()/255
         return x, x
 
-# %% ../../nbs/10_encoders.core.ipynb #c024
+# %% ../../nbs/10_encoders.core.ipynb #c034
 def image_dls(
     images:ImageSet,       # Unlabelled images
     bs:int=256,            # Images a batch
@@ -144,7 +158,7 @@ def image_dls(
     dls.to(device or 'cpu'); dls.n_inp = 1
     return dls
 
-# %% ../../nbs/10_encoders.core.ipynb #c028
+# %% ../../nbs/10_encoders.core.ipynb #c038
 class _ConvAE(nn.Module):
     "Images `[n, c, h, w]` in 0..1 to logits of their reconstruction"
     def __init__(self, shape, n_latent, n_filters):
@@ -162,7 +176,7 @@ class _ConvAE(nn.Module):
         self.dec = nn.Sequential(nn.Linear(n_latent, int(np.prod(flat))), nn.Unflatten(1, flat), *norm(flat[0]), *up(2), *up(1), *up(0))
     def forward(self, x): return self.dec(self.enc(x))
 
-# %% ../../nbs/10_encoders.core.ipynb #c030
+# %% ../../nbs/10_encoders.core.ipynb #c040
 class Autoencoder(Encoder):
     "A convolutional autoencoder; its bottleneck is the embedding"
     name = 'autoencoder'
@@ -183,14 +197,21 @@ class Autoencoder(Encoder):
         self.net, self.device, self.checkpoint, self.cbs, self.quiet = None, torch.device(device or 'cpu'), checkpoint, cbs, quiet
         if shape: self._build()
 
-    def _build(self):
-        c = self.config
-        with seeded(c['seed']): self.net = _ConvAE(c['shape'], c['n_latent'], c['n_filters']).to(self.device, memory_format=torch.channels_last)
+# %% ../../nbs/10_encoders.core.ipynb #c041
+@patch
+def _build(self:Autoencoder):
+    c = self.config
+    with seeded(c['seed']): self.net = _ConvAE(c['shape'], c['n_latent'], c['n_filters']).to(self.device, memory_format=torch.channels_last)
 
-    def state(self): return self.net.state_dict() if self.net else {}
-    def load_state(self, state): self.net.load_state_dict(state)
+# %% ../../nbs/10_encoders.core.ipynb #c042
+@patch
+def state(self:Autoencoder): return self.net.state_dict() if self.net else {}
 
-# %% ../../nbs/10_encoders.core.ipynb #c031
+# %% ../../nbs/10_encoders.core.ipynb #c043
+@patch
+def load_state(self:Autoencoder, state): self.net.load_state_dict(state) # tensors by name
+
+# %% ../../nbs/10_encoders.core.ipynb #c044
 def pixel_cross_entropy(
     pred:torch.Tensor, # Logits `[n, c, h, w]`
     targ:torch.Tensor, # Pixels in 0..1 `[n, c, h, w]`
@@ -198,7 +219,7 @@ def pixel_cross_entropy(
     "Binary cross-entropy of pixels"
     return F.binary_cross_entropy_with_logits(pred, targ)
 
-# %% ../../nbs/10_encoders.core.ipynb #c032
+# %% ../../nbs/10_encoders.core.ipynb #c045
 @patch
 def learner(self:Autoencoder,
     images:ImageSet, # Unlabelled images
@@ -209,11 +230,13 @@ def learner(self:Autoencoder,
     cbs = [*(self.cbs or []), *([ResumeCallback(self.checkpoint)] if self.checkpoint else [])]
     return Learner(dls, self.net, loss_func=pixel_cross_entropy, opt_func=Adam, cbs=cbs)
 
+# %% ../../nbs/10_encoders.core.ipynb #c046
 @patch
 def _fit(self:Autoencoder, images):
     self.learn = self.learner(images)
     with (self.learn.no_bar() if self.quiet else nullcontext()): self.learn.fit_one_cycle(self.config['n_epochs'], self.config['lr'])
 
+# %% ../../nbs/10_encoders.core.ipynb #c047
 @patch
 @torch.no_grad()
 def _embed(self:Autoencoder, images, enc=None):
@@ -222,7 +245,7 @@ def _embed(self:Autoencoder, images, enc=None):
     self.net.eval()
     return np.concatenate([(enc or self.net.enc)(torch.from_numpy(np.ascontiguousarray(x)).to(self.device).float()/255).cpu().numpy() for x in _chunks(images.x, 1024)])
 
-# %% ../../nbs/10_encoders.core.ipynb #c037
+# %% ../../nbs/10_encoders.core.ipynb #c052
 @patch
 @torch.no_grad()
 def reconstruct(self:Autoencoder,
@@ -232,7 +255,7 @@ def reconstruct(self:Autoencoder,
     x = self._embed(images, enc=lambda x: self.net(x).sigmoid())
     return ImageSet((x*255).round().astype(np.uint8), ids=images.ids)
 
-# %% ../../nbs/10_encoders.core.ipynb #c041
+# %% ../../nbs/10_encoders.core.ipynb #c056
 class OwnEmbedding(Encoder):
     "An embedding made elsewhere, a row per image, looked up by image id"
     name = 'own'
@@ -247,14 +270,24 @@ class OwnEmbedding(Encoder):
         if len(self.row) < len(self.z): raise ValueError(f"{len(self.z)-len(self.row)} images share an id with another, so rows cannot be told apart. Give each image its own id.")
 
     def _fit(self, images): self._embed(images)
-    def _embed(self, images):
-        missing = [id for id in images.ids if id not in self.row]
-        if missing: raise ValueError(f"{len(missing):,} of {len(images):,} images have no row in the embedding, the first is {missing[0]!r}. Embed all images, then split.")
-        return self.z[[self.row[id] for id in images.ids]]
 
-    def state(self): return {} if self.z is None else dict(z=self.z, ids=np.frombuffer('\n'.join(self.row).encode(), np.uint8))
-    def load_state(self, state): self.z, self.row = state['z'].numpy(), {id: i for i,id in enumerate(bytes(state['ids'].numpy()).decode().split('\n'))}
+# %% ../../nbs/10_encoders.core.ipynb #c057
+@patch
+def _embed(self:OwnEmbedding, images):
+    missing = [id for id in images.ids if id not in self.row]
+    if missing: raise ValueError(f"{len(missing):,} of {len(images):,} images have no row in the embedding, the first is {missing[0]!r}. Embed all images, then split.")
+    return self.z[[self.row[id] for id in images.ids]]
 
+# %% ../../nbs/10_encoders.core.ipynb #c058
+@patch
+def state(self:OwnEmbedding): return {} if self.z is None else dict(z=self.z, ids=np.frombuffer('\n'.join(self.row).encode(), np.uint8))
+
+# %% ../../nbs/10_encoders.core.ipynb #c059
+@patch
+def load_state(self:OwnEmbedding, state): # tensors by name
+    self.z, self.row = state['z'].numpy(), {id: i for i,id in enumerate(bytes(state['ids'].numpy()).decode().split('\n'))}
+
+# %% ../../nbs/10_encoders.core.ipynb #c060
 def _load_npy(path):
     try: return np.load(path, allow_pickle=False)
     except Exception as e: raise ValueError(f"{path} is no readable .npy array ({e}). Write it with numpy.save.") from e

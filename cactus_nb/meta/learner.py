@@ -35,6 +35,7 @@ def label_accuracy(
     "Accuracy on tasks of labelled validation classes"
     return accuracy(pred, targ)
 
+# %% ../../nbs/32_meta.learner.ipynb #c010
 def pseudo_accuracy(
     pred:torch.Tensor, # Class scores `[B, n, n_way]`
     targ:torch.Tensor, # Labels `[B, n]`
@@ -42,7 +43,7 @@ def pseudo_accuracy(
     "Accuracy on pseudo-tasks of held-out clusters: no label was used"
     return accuracy(pred, targ)
 
-# %% ../../nbs/32_meta.learner.ipynb #c011
+# %% ../../nbs/32_meta.learner.ipynb #c012
 def proto_learner(
     dls:DataLoaders,   # From `task_dls`
     model:nn.Module,   # Images to embeddings, such as `conv4()`
@@ -57,7 +58,7 @@ def proto_learner(
     metrics = metrics or (label_accuracy if dls.valid_ds.kind == 'labels' else pseudo_accuracy)
     return Learner(dls, model, loss_func=CrossEntropyLossFlat(), lr=lr, opt_func=opt_func, metrics=metrics, cbs=[ProtoNetCallback(distance), *L(cbs)], **kwargs)
 
-# %% ../../nbs/32_meta.learner.ipynb #c017
+# %% ../../nbs/32_meta.learner.ipynb #c018
 _distances = {f.__name__: f for f in (squared_distance, cosine_distance)}
 
 def describe(
@@ -68,6 +69,7 @@ def describe(
     return dict(method='protonets', backbone=getattr(learn.model, 'config', None), distance=learn.proto_net.distance.__name__,
                 shape=list(ds.x.shape[1:]), n_way=ds.n_way, k_shot=ds.k_shot, n_query=ds.n_query, kind=ds.kind)
 
+# %% ../../nbs/32_meta.learner.ipynb #c019
 def save_run(
     learn:Learner, # A learner made by `proto_learner`
     path:str|Path, # The run folder; made if it is not there
@@ -79,13 +81,14 @@ def save_run(
     for name,d in (('config.json', about), ('env.json', environment(next(learn.model.parameters()).device))):
         if not (path/name).exists(): write_json(path/name, d)
 
-# %% ../../nbs/32_meta.learner.ipynb #c019
+# %% ../../nbs/32_meta.learner.ipynb #c021
 def run_info(
     path:str|Path, # A run folder
 ) -> dict:
     "What a run was trained on and for; raises `ValueError` if the folder holds no finished run"
     return _open_run(path)[1]
 
+# %% ../../nbs/32_meta.learner.ipynb #c022
 def _open_run(path):
     path = Path(path)
     if not path.is_dir(): raise FileNotFoundError(f"There is no folder {path}. Give the run folder that a training wrote.")
@@ -96,7 +99,7 @@ def _open_run(path):
     if 'method' not in info: raise ValueError(f"{path/'model.safetensors'} was not written by save_run: its header names no method. Give a run folder of this library.")
     return state, info
 
-# %% ../../nbs/32_meta.learner.ipynb #c020
+# %% ../../nbs/32_meta.learner.ipynb #c023
 def load_run(
     path:str|Path,      # A run folder
     model:nn.Module|None=None, # The network, where the run was trained on one of your own
@@ -119,7 +122,7 @@ def load_run(
     learn.run_path = Path(path)
     return learn
 
-# %% ../../nbs/32_meta.learner.ipynb #c025
+# %% ../../nbs/32_meta.learner.ipynb #c028
 def few_shot_callback(
     learn:Learner, # A learner with a meta-learning callback
 ):
@@ -128,6 +131,7 @@ def few_shot_callback(
     if not found: raise ValueError("This Learner has no meta-learning callback. Make it with proto_learner, or add ProtoNetCallback().")
     return found[0]
 
+# %% ../../nbs/32_meta.learner.ipynb #c029
 def classify(
     learn:Learner, # A trained learner, such as `load_run` gives
     support,       # Labelled images: an `ImageSet`, uint8 `[n, c, h, w]`, or a list of files or PIL images

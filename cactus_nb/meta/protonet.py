@@ -29,6 +29,7 @@ def squared_distance(
     "Squared Euclidean distances, as |q|² - 2q·p + |p|²"
     return (zq.square().sum(-1, keepdim=True) - 2*zq @ p.transpose(1,2) + p.square().sum(-1)[:,None]).clamp_min(0)
 
+# %% ../../nbs/30_meta.protonet.ipynb #c011
 def cosine_distance(
     zq:torch.Tensor, # `[B, n, d]`
     p:torch.Tensor,  # `[B, n_way, d]`
@@ -36,7 +37,7 @@ def cosine_distance(
     "Minus ten times the cosine"
     return -10*F.normalize(zq, dim=-1) @ F.normalize(p, dim=-1).transpose(1,2)
 
-# %% ../../nbs/30_meta.protonet.ipynb #c012
+# %% ../../nbs/30_meta.protonet.ipynb #c013
 def proto_logits(
     zs:torch.Tensor, # Support embeddings `[B, n_way·k_shot, d]`
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
@@ -47,7 +48,7 @@ def proto_logits(
     "Class scores of queries: minus the distance to each prototype (Snell et al., equation 2)"
     return -distance(zq, prototypes(zs, ys, n_way))
 
-# %% ../../nbs/30_meta.protonet.ipynb #c018
+# %% ../../nbs/30_meta.protonet.ipynb #c019
 class ProtoNetCallback(Callback):
     "Train a stock `Learner`'s model, images to embeddings, as a prototypical network on meta-batches `(xs, ys, xq, yq)`"
     order, run_valid = MixedPrecision.order+1, True
@@ -64,7 +65,7 @@ class ProtoNetCallback(Callback):
         zs, zq = self.pred.flatten(1).view(len(self.ys), sum(self.sizes), -1).split(self.sizes, 1)
         self.learn.pred = proto_logits(zs, self.ys, zq, self.n_way, self.distance)
 
-# %% ../../nbs/30_meta.protonet.ipynb #c020
+# %% ../../nbs/30_meta.protonet.ipynb #c021
 @patch
 @torch.no_grad()
 def embed(self:ProtoNetCallback,
@@ -79,6 +80,7 @@ def embed(self:ProtoNetCallback,
     self.model.train(was)
     return z
 
+# %% ../../nbs/30_meta.protonet.ipynb #c022
 @patch
 def logits(self:ProtoNetCallback,
     zs:torch.Tensor, # Support embeddings `[B, n_way·k_shot, d]`
@@ -88,6 +90,7 @@ def logits(self:ProtoNetCallback,
     "Class scores of queries from embeddings"
     return proto_logits(zs, ys, zq, int(ys.max())+1, self.distance)
 
+# %% ../../nbs/30_meta.protonet.ipynb #c023
 @patch
 def task_logits(self:ProtoNetCallback,
     xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]` float32 in 0..1

@@ -51,13 +51,14 @@ def knn(
     "Nearest neighbours on an embedding"
     return EmbeddingMethod(encoder, lambda zs, ys, zq: knn_logits(zs, ys, zq, k))
 
+# %% ../../nbs/41_score.baselines.ipynb #c014
 def nearest_prototype(
     encoder, # An `Encoder`, or a function from uint8 images to an array
 ) -> EmbeddingMethod:
     "The nearest class mean on an embedding: what ProtoNets do, without any training"
     return EmbeddingMethod(encoder, lambda zs, ys, zq: proto_logits(zs, ys, zq, int(ys.max())+1))
 
-# %% ../../nbs/41_score.baselines.ipynb #c018
+# %% ../../nbs/41_score.baselines.ipynb #c019
 def untrained(
     model:nn.Module, # Images to embeddings, such as `conv4(seed=0)`
 ) -> EmbeddingMethod:
@@ -68,7 +69,7 @@ def untrained(
         return torch.cat([model(b.float()/255).flatten(1) for b in x.split(512)])
     return nearest_prototype(embed)
 
-# %% ../../nbs/41_score.baselines.ipynb #c022
+# %% ../../nbs/41_score.baselines.ipynb #c023
 def oracle_dls(
     images:ImageSet, # Labelled images to train on
     valid:ImageSet,  # Labelled images of other classes

@@ -18,7 +18,7 @@ from ..tasks.partition import label_partition
 from ..tasks.sample import TaskSampler, gather_task
 
 # %% ../../nbs/40_score.evaluate.ipynb #c007
-@dataclass
+@dataclass(repr=False)
 class FewShotResult:
     "Accuracies of one method on fixed tasks, in percent"
     per_task: np.ndarray # Accuracy on each task `[n_tasks]`, percent
@@ -28,21 +28,28 @@ class FewShotResult:
     seed: int            # Seed of the tasks
     data: str            # Name and fingerprint of the images
 
-    @property
-    def mean(self) -> float: "Mean accuracy, percent"; return float(self.per_task.mean())
-    @property
-    def ci95(self) -> float: "Half the 95 % interval, percent: 1.96·std/√n_tasks"; return float(1.96*self.per_task.std()/len(self.per_task)**0.5)
-    @property
-    def n_tasks(self) -> int: "Number of tasks"; return len(self.per_task)
     def __repr__(self): return f"{self.n_way}-way {self.k_shot}-shot: {self.mean:.2f} ± {self.ci95:.2f} % over {self.n_tasks:,} tasks"
 
+# %% ../../nbs/40_score.evaluate.ipynb #c008
+@patch(as_prop=True)
+def mean(self:FewShotResult) -> float: "Mean accuracy, percent"; return float(self.per_task.mean())
+
+# %% ../../nbs/40_score.evaluate.ipynb #c009
+@patch(as_prop=True)
+def ci95(self:FewShotResult) -> float: "Half the 95 % interval, percent: 1.96·std/√n_tasks"; return float(1.96*self.per_task.std()/self.n_tasks**0.5)
+
 # %% ../../nbs/40_score.evaluate.ipynb #c010
+@patch(as_prop=True)
+def n_tasks(self:FewShotResult) -> int: "Number of tasks"; return len(self.per_task)
+
+# %% ../../nbs/40_score.evaluate.ipynb #c013
 class PairedDifference(FewShotResult):
     "Difference of two methods on the same tasks, in points"
     @property
     def clear(self) -> bool: "Is zero outside the interval?"; return abs(self.mean) > self.ci95
     def __repr__(self): return f"{self.n_way}-way {self.k_shot}-shot: {self.mean:+.2f} ± {self.ci95:.2f} points over the same {self.n_tasks:,} tasks"
 
+# %% ../../nbs/40_score.evaluate.ipynb #c014
 @patch
 def __sub__(self:FewShotResult, other):
     same = lambda r: dict(n_way=r.n_way, k_shot=r.k_shot, n_query=r.n_query, seed=r.seed, data=r.data, n_tasks=r.n_tasks)
@@ -50,7 +57,7 @@ def __sub__(self:FewShotResult, other):
     if differ: raise ValueError(f"These results are not on the same tasks ({'; '.join(differ)}). Evaluate both with the same arguments.")
     return PairedDifference(self.per_task - other.per_task, self.n_way, self.k_shot, self.n_query, self.seed, self.data)
 
-# %% ../../nbs/40_score.evaluate.ipynb #c014
+# %% ../../nbs/40_score.evaluate.ipynb #c018
 class _Method:
     "What `evaluate` needs: the features of all images once, then class scores of meta-batches"
     def __init__(self, method):
@@ -64,7 +71,7 @@ class _Method:
         x = torch.from_numpy(np.ascontiguousarray(images.x))
         return x if self.embed is None else self.embed(x)
 
-# %% ../../nbs/40_score.evaluate.ipynb #c015
+# %% ../../nbs/40_score.evaluate.ipynb #c019
 @torch.no_grad()
 def _score(method, x, sampler, n_tasks, budget):
     "Accuracy of each task, percent; meta-batches as large as `budget` bytes allow"
@@ -78,12 +85,13 @@ def _score(method, x, sampler, n_tasks, budget):
         found.append((logits.argmax(-1) == yq.to(logits.device)).float().mean(1).cpu())
     return 100*torch.cat(found).double().numpy()
 
+# %% ../../nbs/40_score.evaluate.ipynb #c020
 def _check_logits(logits, shape, start):
     if tuple(logits.shape) != shape: raise ValueError(f"The method gave class scores {tuple(logits.shape)}; needed [tasks, queries, n_way] = {shape}.")
     bad = logits.isnan().flatten(1).any(1)
     if bad.any(): raise ValueError(f"The method gave NaN on task {start + int(bad.int().argmax())}. Check its training: a lower learning rate may help.")
 
-# %% ../../nbs/40_score.evaluate.ipynb #c016
+# %% ../../nbs/40_score.evaluate.ipynb #c021
 def evaluate(
     method,          # A `Learner` with a meta-learning callback, or any `(xs, ys, xq) -> logits [B, n, n_way]`
     images:ImageSet, # Labelled images of classes that were not trained on
@@ -97,13 +105,14 @@ def evaluate(
     "Few-shot accuracy over fixed tasks (paper, section 4; official: 1,000 tasks, 5 queries a class); raises `ValueError` for unlabelled images or too few classes"
     return _evaluate(_Method(method), images, None, n_way, k_shot, n_query, n_tasks, seed, budget)
 
+# %% ../../nbs/40_score.evaluate.ipynb #c022
 def _evaluate(method, images, x, n_way, k_shot, n_query, n_tasks, seed, budget=2**27):
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks.")
     sampler = TaskSampler(label_partition(images), n_way, k_shot, n_query, seed)
     x = method.features(images) if x is None else x
     return FewShotResult(_score(method, x, sampler, n_tasks, budget), n_way, k_shot, n_query, seed, f'{images.name} {images.fingerprint}')
 
-# %% ../../nbs/40_score.evaluate.ipynb #c027
+# %% ../../nbs/40_score.evaluate.ipynb #c033
 def evaluate_grid(
     method,          # As for `evaluate`
     images:ImageSet, # Labelled images
@@ -118,7 +127,7 @@ def evaluate_grid(
     x = method.features(images)
     return {(w,k): _evaluate(method, images, x, w, k, n_query, n_tasks, seed) for w in listify(n_ways) for k in listify(k_shots)}
 
-# %% ../../nbs/40_score.evaluate.ipynb #c031
+# %% ../../nbs/40_score.evaluate.ipynb #c037
 def result_row(
     r:FewShotResult|None, # The result; None for a row that is still to be run
     method:str,           # `knn`, `prototypes`, `untrained`, `cactus-protonets`, `oracle-protonets` …
@@ -133,6 +142,7 @@ def result_row(
     score = dict(mean=None, ci95=None) if r is None else dict(mean=round(r.mean, 3), ci95=round(r.ci95, 3))
     return base | task | rest | kwargs | score
 
+# %% ../../nbs/40_score.evaluate.ipynb #c038
 def write_result(
     path:str|Path,     # File to write
     rows:list,         # From `result_row`
@@ -150,7 +160,7 @@ def write_result(
     write_json(path, res)
     return res
 
-# %% ../../nbs/40_score.evaluate.ipynb #c034
+# %% ../../nbs/40_score.evaluate.ipynb #c041
 def result_table(
     rows:list, # Rows of a result file
 ) -> pd.DataFrame:
@@ -160,4 +170,4 @@ def result_table(
     df['score'] = [f'{m:.2f} ± {c:.2f}' if m == m and m is not None else s for m,c,s in zip(df['mean'], df.ci95, df.state)]
     df['method'] = [m if e == 'none' else f'{m} ({e})' for m,e in zip(df.method, df.embedding)]
     tasks = [t for t in df.task.unique() if t]
-    return df.pivot_table(index='method', columns='task', values='score', aggfunc='first', sort=False).reindex(columns=tasks).fillna('')
+    return df.pivot_table(index='method', columns='task', values='score', aggfunc='first', sort=False).reindex(columns=tasks).fillna('').rename_axis(index=None, columns=None)

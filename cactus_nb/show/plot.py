@@ -19,6 +19,7 @@ def _axes(ax, width, height, **kwargs):
     import matplotlib.pyplot as plt
     return plt.subplots(figsize=(width, height), layout='constrained', **kwargs)[1]
 
+# %% ../../nbs/50_show.plot.ipynb #c008
 def image_strip(
     x:np.ndarray,   # Images `[n, c, h, w]` uint8
     colours:dict={},# Frames: `{index: (r, g, b)}`, 0..255
@@ -35,7 +36,7 @@ def image_strip(
         out[r+gap:r+gap+h, k+gap:k+gap+w] = np.broadcast_to(image.transpose(1,2,0), (h,w,3)) if c in (1,3) else image[:1].transpose(1,2,0)
     return out
 
-# %% ../../nbs/50_show.plot.ipynb #c011
+# %% ../../nbs/50_show.plot.ipynb #c012
 def _spread(partitions, p, n):
     "The numbers of `n` clusters, spread evenly over the sizes, largest first"
     clusters, sizes = np.unique(partitions.labels[p], return_counts=True)
@@ -43,12 +44,13 @@ def _spread(partitions, p, n):
     by_size = clusters[np.argsort(-sizes, kind='stable')]
     return by_size[np.linspace(0, len(by_size)-1, min(n, len(by_size))).round().astype(int)]
 
+# %% ../../nbs/50_show.plot.ipynb #c013
 def _near_and_far(rows, z, n):
     "The `n` rows nearest to their mean and farthest from it, in order of distance"
     if z is not None: rows = rows[np.argsort(((z[rows]-z[rows].mean(0))**2).sum(1))]
     return rows if len(rows) <= n else np.concatenate([rows[:n-n//2], rows[-(n//2):]])
 
-# %% ../../nbs/50_show.plot.ipynb #c012
+# %% ../../nbs/50_show.plot.ipynb #c014
 def show_clusters(
     images:ImageSet,         # Images that were clustered
     partitions:Partitions,   # Their partitions
@@ -75,7 +77,7 @@ def show_clusters(
     ax.set_title(f'{len(chosen)} of {all_n} clusters of partition {p}: nearest to the mean … farthest', fontsize=10, loc='left')
     return ax
 
-# %% ../../nbs/50_show.plot.ipynb #c016
+# %% ../../nbs/50_show.plot.ipynb #c018
 _right, _wrong = (40,160,90), (220,60,40)
 
 def _judge(method, x, rows, k_shot):
@@ -85,7 +87,7 @@ def _judge(method, x, rows, k_shot):
     xs, ys, xq, _ = gather_task(x if m.embed is None else m.embed(x[rows.flatten()]), rows if m.embed is None else torch.arange(rows.numel()).view(rows.shape), k_shot)
     return m.logits(xs, ys, xq).argmax(-1).view(rows.shape[1], -1).cpu().numpy()
 
-# %% ../../nbs/50_show.plot.ipynb #c017
+# %% ../../nbs/50_show.plot.ipynb #c019
 @torch.no_grad()
 def show_tasks(
     method,          # A `Learner`, or `(xs, ys, xq) -> logits`; None shows tasks without predictions
@@ -110,7 +112,7 @@ def show_tasks(
         if sources: print(f'task {t}:', *(f'class {c}: {images.ids[r]}' for c,row in enumerate(rows.numpy()) for r in row), sep='\n  ')
     return axs
 
-# %% ../../nbs/50_show.plot.ipynb #c018
+# %% ../../nbs/50_show.plot.ipynb #c020
 def _show_task(ax, images, rows, k_shot, guess, t):
     (n_way, need), (c, h, w) = rows.shape, images.shape
     right, n_query = None if guess is None else guess == np.arange(n_way)[:,None], need-k_shot
@@ -123,7 +125,7 @@ def _show_task(ax, images, rows, k_shot, guess, t):
     for r in range(n_way): ax.text(-4, r*(h+2)+h/2, r, ha='right', va='center', fontsize=8)
     ax.set_title(f'task {t}: support | queries' + ('' if right is None else f', {right.mean():.0%} right'), fontsize=9, loc='left')
 
-# %% ../../nbs/50_show.plot.ipynb #c026
+# %% ../../nbs/50_show.plot.ipynb #c028
 def show_results(
     rows:list, # Rows of a result file
     ax=None,   # Where to draw
@@ -144,7 +146,7 @@ def show_results(
     ax.invert_yaxis(); ax.set_xlim(0, 105); ax.set_xlabel('accuracy on tasks of new classes, %'); ax.spines[['top','right']].set_visible(False)
     return ax
 
-# %% ../../nbs/50_show.plot.ipynb #c030
+# %% ../../nbs/50_show.plot.ipynb #c032
 def run_figure(
     images:ImageSet,       # The unlabelled images
     partitions:Partitions, # Their partitions

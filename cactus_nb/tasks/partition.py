@@ -27,13 +27,23 @@ class Partitions:
             raise ValueError(f"Partitions are integers [P, n], -1 for no cluster; given {list(labels.shape)} {labels.dtype}, smallest {labels.min(initial=0)}.")
         self.labels, self.notes, self.kind = labels.astype(np.int32), notes or [{} for _ in labels], kind
 
-    def __len__(self): return len(self.labels)
-    @property
-    def n_images(self): "Number of images"; return self.labels.shape[1]
-    def __getitem__(self, i): return Partitions(self.labels[i], [self.notes[j] for j in np.atleast_1d(np.arange(len(self))[i])], self.kind)
-    def __repr__(self): return f"{len(self)} partition(s) of {self.n_images:,} images ({self.kind}), {self.sizes(0).size:,} clusters in the first"
-
 # %% ../../nbs/20_tasks.partition.ipynb #c008
+@patch
+def __len__(self:Partitions): return len(self.labels)
+
+# %% ../../nbs/20_tasks.partition.ipynb #c009
+@patch(as_prop=True)
+def n_images(self:Partitions) -> int: "Number of images"; return self.labels.shape[1]
+
+# %% ../../nbs/20_tasks.partition.ipynb #c010
+@patch
+def __getitem__(self:Partitions, i): return Partitions(self.labels[i], [self.notes[j] for j in np.atleast_1d(np.arange(len(self))[i])], self.kind)
+
+# %% ../../nbs/20_tasks.partition.ipynb #c011
+@patch
+def __repr__(self:Partitions): return f"{len(self)} partition(s) of {self.n_images:,} images ({self.kind}), {self.sizes(0).size:,} clusters in the first"
+
+# %% ../../nbs/20_tasks.partition.ipynb #c012
 @patch
 def sizes(self:Partitions,
     p:int, # Which partition
@@ -42,7 +52,7 @@ def sizes(self:Partitions,
     n = np.bincount(self.labels[p] + 1)[1:]
     return n[n > 0]
 
-# %% ../../nbs/20_tasks.partition.ipynb #c013
+# %% ../../nbs/20_tasks.partition.ipynb #c017
 def random_scale(
     d:int,    # Number of dimensions
     p:int,    # Which partition
@@ -52,7 +62,7 @@ def random_scale(
     rng = np.random.default_rng([seed, p])
     return np.ones(d, np.float32) if p == 0 else rng.random(d, np.float32)
 
-# %% ../../nbs/20_tasks.partition.ipynb #c015
+# %% ../../nbs/20_tasks.partition.ipynb #c019
 def _fit_partition(z, n_clusters, p, seed, min_size, accept, max_refits, n_init):
     "One partition: refit until accepted, else the run with most usable clusters"
     scale, best = random_scale(z.shape[1], p, seed), None
@@ -64,11 +74,12 @@ def _fit_partition(z, n_clusters, p, seed, min_size, accept, max_refits, n_init)
     accepted = best[1]['usable'] > accept*n_clusters
     return best[0], best[1] | dict(partition=p, n_clusters=n_clusters, refits=refit, accepted=accepted)
 
+# %% ../../nbs/20_tasks.partition.ipynb #c020
 def _drop_small(labels, min_size):
     "Labels with -1 for the images of clusters under `min_size`"
     return np.where(np.bincount(labels)[labels] >= min_size, labels, -1).astype(np.int32)
 
-# %% ../../nbs/20_tasks.partition.ipynb #c016
+# %% ../../nbs/20_tasks.partition.ipynb #c021
 def kmeans_partitions(
     z:np.ndarray,        # Embedding, a row per image `[n, d]`
     n_clusters:int=500,  # k; the paper has 500 for Omniglot, mini-ImageNet and CelebA, 10 for MNIST
@@ -92,14 +103,14 @@ def kmeans_partitions(
         _check_usable(note, len(z), min_size, accept, n_way)
     return Partitions(labels, notes, 'kmeans')
 
-# %% ../../nbs/20_tasks.partition.ipynb #c017
+# %% ../../nbs/20_tasks.partition.ipynb #c022
 def _check_usable(note, n, min_size, accept, n_way):
     p, usable, k = note['partition'], note['usable'], note['n_clusters']
     what = f"partition {p} has {usable} clusters of at least {min_size} images (n_clusters={k} over {n:,} images, {note['refits']} refits)"
     if usable < n_way: raise ValueError(f"n_way={n_way} needs {n_way} clusters, but {what}. Lower n_clusters, min_size or n_way.")
     if not note['accepted']: warnings.warn(f"{what}, under the share of {accept:.0%} asked for; kept as the best. Lower n_clusters or min_size to have more.")
 
-# %% ../../nbs/20_tasks.partition.ipynb #c027
+# %% ../../nbs/20_tasks.partition.ipynb #c032
 def label_partition(
     images:ImageSet, # Labelled images
     min_size:int=1,  # Images that a class needs
@@ -108,7 +119,7 @@ def label_partition(
     if images.y is None: raise ValueError(f"{images!r} has no labels, so its true classes are not known. Give a labelled ImageSet.")
     return Partitions(_drop_small(np.asarray(images.y), min_size), [dict(partition=0, n_clusters=images.n_classes)], 'labels')
 
-# %% ../../nbs/20_tasks.partition.ipynb #c030
+# %% ../../nbs/20_tasks.partition.ipynb #c035
 @patch
 def save(self:Partitions,
     path:str|Path, # File to write, usually `.npz`
@@ -116,6 +127,7 @@ def save(self:Partitions,
     "Write the partitions to an npz without pickle, atomically"
     with atomic_write(path) as f: np.savez_compressed(f, labels=self.labels, notes=np.array(json.dumps(self.notes)), kind=np.array(self.kind))
 
+# %% ../../nbs/20_tasks.partition.ipynb #c036
 @patch(cls_method=True)
 def load(cls:Partitions,
     path:str|Path, # File that `save` wrote
@@ -126,7 +138,7 @@ def load(cls:Partitions,
         with np.load(path, allow_pickle=False) as f: return cls(f['labels'], json.loads(str(f['notes'])), str(f['kind']))
     except Exception as e: raise ValueError(f"{path} is damaged or no file of partitions ({e}). Make it again.") from e
 
-# %% ../../nbs/20_tasks.partition.ipynb #c034
+# %% ../../nbs/20_tasks.partition.ipynb #c040
 def cluster_purity(
     clusters:np.ndarray, # Cluster of each image, -1 for none
     y:np.ndarray,        # Class of each image
@@ -137,7 +149,7 @@ def cluster_purity(
     most = pd.Series(table[1]).groupby(table[0][0]).max()
     return float(most.sum()/keep.sum())
 
-# %% ../../nbs/20_tasks.partition.ipynb #c036
+# %% ../../nbs/20_tasks.partition.ipynb #c042
 @patch
 def summary(self:Partitions,
     y:np.ndarray|None=None, # Class of each image, for scoring only

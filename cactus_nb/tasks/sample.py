@@ -17,12 +17,14 @@ from .partition import Partitions, label_partition
 # %% ../../nbs/21_tasks.sample.ipynb #c007
 def _shift(x, n): return (x >> n) & ((1 << (64-n)) - 1)
 
+# %% ../../nbs/21_tasks.sample.ipynb #c008
 def _mix(x):
     "SplitMix64's finaliser, int64 to int64"
     x = (x ^ _shift(x, 30)) * -0x40a7b892e31b1a47
     x = (x ^ _shift(x, 27)) * -0x6b2fb644ecceee15
     return x ^ _shift(x, 31)
 
+# %% ../../nbs/21_tasks.sample.ipynb #c009
 def random_bits(
     seed:int,           # Seed of all tasks
     tasks:torch.Tensor, # Numbers of the tasks `[B]` int64
@@ -33,7 +35,7 @@ def random_bits(
     draws = torch.arange(1, n+1, device=tasks.device) * -0x61c8864680b583eb
     return _mix(start[:,None] + draws) & (2**62 - 1)
 
-# %% ../../nbs/21_tasks.sample.ipynb #c013
+# %% ../../nbs/21_tasks.sample.ipynb #c015
 def draw_distinct(
     bits:torch.Tensor, # Random bits `[m, k]` int64, not negative
     n:torch.Tensor,    # Size of each row's population `[m]` int64, at least k
@@ -48,7 +50,7 @@ def draw_distinct(
         drawn = torch.cat([drawn, rank + passed], 1)
     return drawn
 
-# %% ../../nbs/21_tasks.sample.ipynb #c018
+# %% ../../nbs/21_tasks.sample.ipynb #c020
 class TaskSampler:
     "Draw few-shot tasks from partitions as rows of the image set; raises `ValueError` if a partition has too few clusters"
     def __init__(self,
@@ -71,7 +73,7 @@ class TaskSampler:
         self.first = self.counts.cumsum(0) - self.counts
         self.to(device or 'cpu')
 
-# %% ../../nbs/21_tasks.sample.ipynb #c019
+# %% ../../nbs/21_tasks.sample.ipynb #c021
 def _lay_out(labels, need):
     "Rows sorted by cluster, with start, size and number of the clusters of at least `need` images"
     order = np.argsort(labels, kind='stable')
@@ -79,6 +81,7 @@ def _lay_out(labels, need):
     use = (clusters >= 0) & (sizes >= need)
     return order.astype(np.int32), starts[use], sizes[use], int(use.sum())
 
+# %% ../../nbs/21_tasks.sample.ipynb #c022
 @patch
 def to(self:TaskSampler,
     device, # Where to draw from now on
@@ -87,7 +90,7 @@ def to(self:TaskSampler,
     for k in ('rows', 'starts', 'sizes', 'counts', 'first'): setattr(self, k, getattr(self, k).to(device))
     return self
 
-# %% ../../nbs/21_tasks.sample.ipynb #c020
+# %% ../../nbs/21_tasks.sample.ipynb #c023
 @patch
 def _check(self:TaskSampler, partitions, counts):
     need, worst = self.k_shot + self.n_query, int(np.argmin(counts))
@@ -98,7 +101,7 @@ def _check(self:TaskSampler, partitions, counts):
     raise ValueError(f"n_way={self.n_way} needs {self.n_way} {what} of at least {need} images (k_shot={self.k_shot} + n_query={self.n_query}); {one} has {counts[worst]}"
                      f"{over}, its largest of {sizes.max(initial=0)} images. Lower n_way, k_shot or n_query" + (", or n_clusters." if what == 'clusters' else "."))
 
-# %% ../../nbs/21_tasks.sample.ipynb #c021
+# %% ../../nbs/21_tasks.sample.ipynb #c024
 @patch
 def rows_of(self:TaskSampler,
     tasks:torch.Tensor, # Numbers of the tasks `[B]` int64
@@ -111,6 +114,7 @@ def rows_of(self:TaskSampler,
     members = draw_distinct(bits[:,1+self.n_way:].reshape(B*self.n_way, need), self.sizes[clusters].flatten())
     return self.rows[self.starts[clusters][...,None] + members.view(B, self.n_way, need)].long()
 
+# %% ../../nbs/21_tasks.sample.ipynb #c025
 @patch
 def sample(self:TaskSampler,
     n_tasks:int, # Number of tasks
@@ -119,7 +123,7 @@ def sample(self:TaskSampler,
     "Draw tasks `start` to `start + n_tasks - 1`"
     return self.rows_of(torch.arange(start, start+n_tasks))
 
-# %% ../../nbs/21_tasks.sample.ipynb #c032
+# %% ../../nbs/21_tasks.sample.ipynb #c036
 class TaskDataset:
     "Tasks by number over a uint8 tensor of images"
     n_inp = 3
@@ -132,17 +136,26 @@ class TaskDataset:
     ): self.x, self.sampler, self.n_tasks, self.fixed, self.kind, self.passes = x, sampler, n_tasks, fixed, kind, 0
 
     def __len__(self): return self.n_tasks
-    def __getitem__(self, i): return i
-    @property
-    def n_way(self):  "Classes in a task"; return self.sampler.n_way
-    @property
-    def k_shot(self): "Support images a class"; return self.sampler.k_shot
-    @property
-    def n_query(self):"Query images a class"; return self.sampler.n_query
-    def to(self, device): self.x = self.x.to(device); self.sampler.to(device); return self
-    def numbers(self): "Numbers of the tasks of this pass"; start = 0 if self.fixed else self.passes*self.n_tasks; return range(start, start+self.n_tasks)
+    def __getitem__(self, i): return i # the item is its number
 
-# %% ../../nbs/21_tasks.sample.ipynb #c033
+# %% ../../nbs/21_tasks.sample.ipynb #c037
+for _k in ('n_way', 'k_shot', 'n_query'): setattr(TaskDataset, _k, property(lambda self, k=_k: getattr(self.sampler, k)))
+
+@patch
+def to(self:TaskDataset,
+    device, # Where pixels and sampler go
+):
+    "Move pixels and sampler"
+    self.x = self.x.to(device); self.sampler.to(device)
+
+# %% ../../nbs/21_tasks.sample.ipynb #c038
+@patch
+def numbers(self:TaskDataset) -> range:
+    "Numbers of the tasks of this pass"
+    start = 0 if self.fixed else self.passes*self.n_tasks
+    return range(start, start+self.n_tasks)
+
+# %% ../../nbs/21_tasks.sample.ipynb #c039
 def gather_task(
     x:torch.Tensor,    # Pixels `[n, c, h, w]` uint8, or embeddings `[n, d]`
     rows:torch.Tensor, # `[B, n_way, k_shot + n_query]` int64
@@ -157,18 +170,18 @@ def gather_task(
         return (images.float()/255 if x.dtype == torch.uint8 else images), labels
     return *part(rows[:,:,:k_shot]), *part(rows[:,:,k_shot:])
 
-# %% ../../nbs/21_tasks.sample.ipynb #c035
+# %% ../../nbs/21_tasks.sample.ipynb #c041
 class TaskLoader(DataLoader):
     "A fastai `DataLoader` whose items are task numbers and whose batches are meta-batches"
     def get_idxs(self): return list(self.dataset.numbers())
-    def create_item(self, s): return s
-    def create_batch(self, numbers): return self.dataset.sampler.rows_of(torch.tensor(numbers))
-    def retain(self, res, b): return res
-    def after_batch(self, rows): return gather_task(self.dataset.x, rows.to(self.dataset.x.device), self.dataset.k_shot)
+    def create_item(self, s): return s # a task's number
+    def create_batch(self, numbers): return self.dataset.sampler.rows_of(torch.tensor(numbers)) # of the tasks of a batch
+    def retain(self, res, b): return res # a tensor already
+    def after_batch(self, rows): return gather_task(self.dataset.x, rows.to(self.dataset.x.device), self.dataset.k_shot) # `[B, n_way, k_shot + n_query]`
     def after_iter(self): self.dataset.passes += 1
-    def to(self, device): self.device = torch.device(device); self.dataset.to(device)
+    def to(self, device): self.device = torch.device(device); self.dataset.to(device) # pixels and sampler move along
 
-# %% ../../nbs/21_tasks.sample.ipynb #c037
+# %% ../../nbs/21_tasks.sample.ipynb #c043
 def empty_dataset(
     shape:tuple, # Of the images, `(c, h, w)`
     n_way:int,   # Classes in a task
@@ -182,10 +195,11 @@ def empty_dataset(
     for k in ('rows', 'starts', 'sizes', 'counts', 'first'): setattr(sampler, k, torch.zeros(0, dtype=torch.int64))
     return TaskDataset(torch.zeros(0, *shape, dtype=torch.uint8), sampler, 0, fixed=True, kind=kind)
 
+# %% ../../nbs/21_tasks.sample.ipynb #c044
 @patch
 def new_empty(self:TaskDataset): return empty_dataset(self.x.shape[1:], self.n_way, self.k_shot, self.n_query, self.kind)
 
-# %% ../../nbs/21_tasks.sample.ipynb #c041
+# %% ../../nbs/21_tasks.sample.ipynb #c048
 def hold_out(
     partitions:Partitions, # All partitions
     pct:float,             # Share of the first partition's clusters to hold out
@@ -203,7 +217,7 @@ def hold_out(
     return (Partitions(np.where(out, -1, partitions.labels), partitions.notes, partitions.kind),
             Partitions(np.where(out, partitions.labels[:1], -1), partitions.notes[:1], partitions.kind))
 
-# %% ../../nbs/21_tasks.sample.ipynb #c043
+# %% ../../nbs/21_tasks.sample.ipynb #c050
 def task_dls(
     images:ImageSet,        # Unlabelled images; labels are dropped
     partitions:Partitions,  # Of these images
