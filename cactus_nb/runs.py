@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_json', 'read_json', 'save_tensors', 'load_tensors', 'seeded', 'git_commit', 'environment', 'Run',
-           'ResumeCallback']
+           'ResumeCallback', 'HistoryCallback']
 
 # %% ../nbs/05_runs.ipynb #c002
 import json, platform, subprocess, time
@@ -15,7 +15,7 @@ from pathlib import Path
 import cactus_nb, numpy as np, torch
 from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelEpochException
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.learner import Learner
 from safetensors import safe_open
 from safetensors.torch import save
@@ -200,3 +200,14 @@ def _load(self:ResumeCallback):
     _restore_opt(self.opt, part('opt.'), meta['scalars'])
     if meta['passes'] is not None: self.dls.train.dataset.passes = meta['passes']
     self.start = meta['epochs']
+
+# %% ../nbs/05_runs.ipynb #c050
+class HistoryCallback(CSVLogger):
+    "fastai's `CSVLogger`, going on where `ResumeCallback` does"
+    order = ResumeCallback.order+1
+    def before_fit(self):
+        if hasattr(self, 'gather_preds'): return
+        path, start = self.path/self.fname, getattr(getattr(self.learn, 'resume', None), 'start', 0)
+        kept = path.read_text().splitlines()[:start+1] if start and path.exists() else []
+        super().before_fit()
+        if kept: self.file.truncate(0); self.file.seek(0); self.file.write('\n'.join(kept) + '\n'); self.file.flush()
