@@ -19,7 +19,7 @@ from .data.core import ImageSet
 from .data.sets import glyphs, omniglot
 from .encoders.core import PCA, Autoencoder, Encoder, OwnEmbedding
 from .meta.learner import load_run, proto_learner, run_info, save_run
-from .runs import HistoryCallback, ResumeCallback, Run, read_json
+from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback, read_json
 from .score.baselines import knn, nearest_prototype, untrained
 from .score.evaluate import evaluate_grid, result_row, result_table, write_result
 from .tasks.partition import Partitions, kmeans_partitions, label_partition
@@ -101,7 +101,7 @@ def train_stage(
         path.mkdir(exist_ok=True)
         dls = task_dls(images, partitions, valid, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['bs'], cfg['n_tasks'], seed=cfg['seed'])
         learn = proto_learner(dls, conv4(images.shape[0], cfg['n_filters'], seed=cfg['seed']), path=path)
-        cbs, n = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback()], epochs or cfg['epochs']
+        cbs, n = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback()], epochs or cfg['epochs']
         with run.stage(name), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
             learn.fit(n, cfg['lr'], cbs=cbs) if cfg.get('schedule') == 'constant' else learn.fit_one_cycle(n, cfg['lr'], cbs=cbs)
             save_run(learn, path, data=cfg['data'], split=cfg['split'], seed=cfg['seed'], steps=n*len(dls.train), root=cfg.get('root'), n_partitions=len(partitions))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['write_json', 'read_json', 'save_tensors', 'load_tensors', 'seeded', 'git_commit', 'environment', 'Run',
-           'ResumeCallback', 'HistoryCallback']
+           'ResumeCallback', 'HistoryCallback', 'trim_memory', 'TrimCallback']
 
 # %% ../nbs/05_runs.ipynb #c002
-import json, platform, subprocess, time
+import ctypes, json, platform, subprocess, time
 from contextlib import contextmanager
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
@@ -171,8 +171,8 @@ class ResumeCallback(Callback):
     ): self.path, self.start = Path(path), 0
 
     def before_fit(self):
-        if hasattr(self, 'lr_finder') or hasattr(self, 'gather_preds'): return
-        if self.path.exists(): self._load()
+        if hasattr(self, 'lr_finder'): self.run = False # its steps are undone; fastai wakes the callback again after the fit
+        elif self.path.exists(): self._load()
 
     def before_epoch(self):
         if self.epoch < self.start: self.learn.recorder.run = False; raise CancelEpochException
@@ -201,7 +201,7 @@ def _load(self:ResumeCallback):
     if meta['passes'] is not None: self.dls.train.dataset.passes = meta['passes']
     self.start = meta['epochs']
 
-# %% ../nbs/05_runs.ipynb #c050
+# %% ../nbs/05_runs.ipynb #c052
 class HistoryCallback(CSVLogger):
     "fastai's `CSVLogger`, going on where `ResumeCallback` does"
     order = ResumeCallback.order+1
@@ -211,3 +211,15 @@ class HistoryCallback(CSVLogger):
         kept = path.read_text().splitlines()[:start+1] if start and path.exists() else []
         super().before_fit()
         if kept: self.file.truncate(0); self.file.seek(0); self.file.write('\n'.join(kept) + '\n'); self.file.flush()
+
+# %% ../nbs/05_runs.ipynb #c056
+def trim_memory() -> bool:
+    "Give freed memory back to the system; False where the C library is not glibc or there was nothing to give"
+    try: return bool(ctypes.CDLL('libc.so.6').malloc_trim(0))
+    except (OSError, AttributeError): return False
+
+# %% ../nbs/05_runs.ipynb #c057
+class TrimCallback(Callback):
+    "Call `trim_memory` after every epoch"
+    order = ResumeCallback.order+2
+    def after_epoch(self): trim_memory()

@@ -20,7 +20,7 @@ from fastai.optimizer import Adam
 from fastcore.basics import patch
 from torch import nn
 from ..data.core import ImageSet
-from ..runs import ResumeCallback, load_tensors, save_tensors, seeded
+from ..runs import ResumeCallback, TrimCallback, load_tensors, save_tensors, seeded
 
 # %% ../../nbs/10_encoders.core.ipynb #c007
 def check_embedding(
@@ -227,7 +227,7 @@ def learner(self:Autoencoder,
     "The stock `Learner` that `fit` trains"
     self.config['shape'] = list(images.shape); self._build()
     dls = image_dls(images, bs=self.config['bs'], seed=self.config['seed'], device=self.device)
-    cbs = [*(self.cbs or []), *([ResumeCallback(self.checkpoint)] if self.checkpoint else [])]
+    cbs = [TrimCallback(), *(self.cbs or []), *([ResumeCallback(self.checkpoint)] if self.checkpoint else [])]
     return Learner(dls, self.net, loss_func=pixel_cross_entropy, opt_func=Adam, cbs=cbs)
 
 # %% ../../nbs/10_encoders.core.ipynb #c046

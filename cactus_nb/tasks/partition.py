@@ -112,12 +112,13 @@ def _check_usable(note, n, min_size, accept, n_way):
 
 # %% ../../nbs/20_tasks.partition.ipynb #c032
 def label_partition(
-    images:ImageSet, # Labelled images
+    images:ImageSet, # Labelled images; or the labels themselves `[n]`, integers from 0 up
     min_size:int=1,  # Images that a class needs
 ) -> Partitions:
     "The true classes as a single partition: for oracles and for scoring; raises `ValueError` if there are no labels"
-    if images.y is None: raise ValueError(f"{images!r} has no labels, so its true classes are not known. Give a labelled ImageSet.")
-    return Partitions(_drop_small(np.asarray(images.y), min_size), [dict(partition=0, n_clusters=images.n_classes)], 'labels')
+    y = images.y if isinstance(images, ImageSet) else np.asarray(images)
+    if y is None: raise ValueError(f"{images!r} has no labels, so its true classes are not known. Give a labelled ImageSet.")
+    return Partitions(_drop_small(y, min_size), [dict(partition=0, n_clusters=len(np.unique(y)))], 'labels')
 
 # %% ../../nbs/20_tasks.partition.ipynb #c035
 @patch
