@@ -35,7 +35,7 @@ class BatchNorm(nn.BatchNorm2d):
 @patch
 def forward(self:BatchNorm, x): # `[n, c, h, w]`
     of_batch, norm = self.training or not self.track_running_stats, partial(F.batch_norm, x, self.running_mean, self.running_var)
-    if self.track_running_stats and (self.training or not torch.is_grad_enabled()): # where vmap over grad cannot be
+    if self.weight is not None and self.track_running_stats and (self.training or not torch.is_grad_enabled()): # where vmap over grad cannot be
         return norm(self.weight, self.bias, of_batch, self.momentum, self.eps)
     x, bias = norm(None, None, of_batch, self.momentum, self.eps), self.bias[:,None,None]
     return x + bias if self.weight is None else torch.addcmul(bias, x, self.weight[:,None,None])

@@ -7,13 +7,13 @@ __all__ = ['datasets', 'presets', 'common', 'preset', 'load_splits', 'embed_stag
            'cactus_demo', 'cactus_train', 'cactus_eval']
 
 # %% ../nbs/60_cli.ipynb #c002
-import sys, time, warnings
+import re, sys, time, warnings
 from contextlib import nullcontext
 from functools import partial, wraps
 from pathlib import Path
 import numpy as np
 from fastai.callback.schedule import *
-from fastcore.script import Param, anno_parser, bool_arg, store_true
+from fastcore.script import anno_parser, store_true
 from .backbones import conv4
 from .data.core import ImageSet
 from .data.sets import glyphs, omniglot
@@ -23,7 +23,7 @@ from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback, read_json
 from .score.baselines import knn, nearest_prototype, untrained
 from .score.evaluate import evaluate_grid, result_row, result_table, write_result
 from .tasks.partition import Partitions, kmeans_partitions, label_partition
-from .tasks.sample import task_dls
+from .tasks.sample import TaskSampler, task_dls
 
 # %% ../nbs/60_cli.ipynb #c007
 datasets = dict(glyphs=glyphs, omniglot=omniglot)
@@ -40,20 +40,27 @@ def preset(
 ) -> dict:
     "All settings of a run on a data set; raises `ValueError` for an unknown one"
     if data not in presets: raise ValueError(f"data={data!r} is not known; choose one of {', '.join(presets)}.")
-    return dict(data=data) | common | presets[data] | {k: v for k,v in kwargs.items() if v is not None}
+    cfg = dict(data=data) | common | presets[data] | {k: v for k,v in kwargs.items() if v is not None}
+    for k in ('epochs', 'n_tasks', 'bs', 'n_way', 'k_shot', 'n_query', 'n_clusters', 'n_partitions'):
+        if cfg[k] < 1: raise ValueError(f"{k}={cfg[k]}: give at least 1.")
+    if cfg['seed'] < 0 or cfg['lr'] <= 0: raise ValueError(f"seed={cfg['seed']}, lr={cfg['lr']}: the seed must not be negative, the learning rate above 0.")
+    if data == 'glyphs' and cfg.get('root'): raise ValueError("glyphs are drawn, not read: leave --root out, or choose another --data.")
+    return cfg
 
 # %% ../nbs/60_cli.ipynb #c011
 def load_splits(
     cfg:dict, # Settings with `data`, `split` and `seed`; `root` where the files are elsewhere
 ) -> tuple: # `(train, valid, test)`
     "The three class-disjoint parts of the data set, classes drawn by the seed"
-    kwargs = dict(root=cfg['root']) if cfg.get('root') else {}
-    return datasets[cfg['data']](**kwargs).split_classes(*cfg['split'], seed=cfg['seed'])
+    return _data(cfg).split_classes(*cfg['split'], seed=cfg['seed'])
 
-# %% ../nbs/60_cli.ipynb #c014
-_encoders = dict(autoencoder=lambda cfg, **kw: Autoencoder(n_epochs=cfg['encoder_epochs'], seed=cfg['seed'], quiet=not sys.stdout.isatty(), **kw), pca=lambda cfg, **kw: PCA())
+# %% ../nbs/60_cli.ipynb #c012
+def _data(cfg): return datasets[cfg['data']](**(dict(root=cfg['root']) if cfg.get('root') else {}))
 
 # %% ../nbs/60_cli.ipynb #c015
+_encoders = dict(autoencoder=lambda cfg, **kw: Autoencoder(n_epochs=cfg['encoder_epochs'], seed=cfg['seed'], quiet=not sys.stdout.isatty(), **kw), pca=lambda cfg, **kw: PCA())
+
+# %% ../nbs/60_cli.ipynb #c016
 def embed_stage(
     run:Run,         # The run folder
     images:ImageSet, # Unlabelled images
@@ -61,16 +68,15 @@ def embed_stage(
     "Fit the encoder, or take it from the folder; or take the user's own array"
     cfg, path = run.config, run/'encoder.safetensors'
     if not run.done('embed'):
-        if cfg.get('embedding'): enc = OwnEmbedding(cfg['embedding'], datasets[cfg['data']](**(dict(root=cfg['root']) if cfg.get('root') else {})))
-        elif cfg['encoder'] in _encoders: enc = _encoders[cfg['encoder']](cfg)
-        else: raise ValueError(f"encoder={cfg['encoder']!r} is not known; choose one of {', '.join(_encoders)}, or give your own array as --embedding.")
+        if cfg.get('embedding'): enc = OwnEmbedding(cfg['embedding'], _data(cfg))
+        else: enc = _encoders[cfg['encoder']](cfg)
         if isinstance(enc, Autoencoder): enc.checkpoint = run/'encoder-checkpoint.safetensors'
         with run.stage('embed'): enc.fit(images).save(path)
         (run/'encoder-checkpoint.safetensors').unlink(missing_ok=True)
     enc = Encoder.load(path)
     return enc, enc.embed(images)
 
-# %% ../nbs/60_cli.ipynb #c017
+# %% ../nbs/60_cli.ipynb #c018
 def partition_stage(
     run:Run,      # The run folder
     z:np.ndarray, # Embedding of the unlabelled images
@@ -85,7 +91,7 @@ def partition_stage(
                               n_way=cfg['n_way'], progress=progress).save(run/'partitions.npz')
     return Partitions.load(run/'partitions.npz')
 
-# %% ../nbs/60_cli.ipynb #c019
+# %% ../nbs/60_cli.ipynb #c020
 def train_stage(
     run:Run,         # The run folder
     images:ImageSet, # Images to train on; labels are dropped
@@ -101,14 +107,14 @@ def train_stage(
         path.mkdir(exist_ok=True)
         dls = task_dls(images, partitions, valid, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['bs'], cfg['n_tasks'], seed=cfg['seed'])
         learn = proto_learner(dls, conv4(images.shape[0], cfg['n_filters'], seed=cfg['seed']), path=path)
-        cbs, n = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback()], epochs or cfg['epochs']
+        cbs, n = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback()], cfg['epochs'] if epochs is None else epochs
         with run.stage(name), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
             learn.fit(n, cfg['lr'], cbs=cbs) if cfg.get('schedule') == 'constant' else learn.fit_one_cycle(n, cfg['lr'], cbs=cbs)
-            save_run(learn, path, data=cfg['data'], split=cfg['split'], seed=cfg['seed'], steps=n*len(dls.train), root=cfg.get('root'), n_partitions=len(partitions))
+            save_run(learn, path, **{k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'fingerprint')}, steps=n*len(dls.train), n_partitions=len(partitions))
         (path/'checkpoint.safetensors').unlink(missing_ok=True)
     return load_run(path)
 
-# %% ../nbs/60_cli.ipynb #c022
+# %% ../nbs/60_cli.ipynb #c023
 def demo(
     cfg:dict,      # Settings, see `preset`
     path:str|Path, # Run folder
@@ -116,8 +122,10 @@ def demo(
     n_test:int=1000, # Tasks to score on
 ) -> dict: # What `result.json` holds
     "From images to a table and a picture; goes on where it was interrupted"
+    start = time.perf_counter()
     train, valid, test = load_splits(cfg)
-    run, images = Run(path, cfg), train.unlabelled()
+    _check_tasks(cfg, train, valid, test, n_ways, n_test)
+    run, images = Run(path, cfg | dict(fingerprint=train.fingerprint), since=start), train.unlabelled()
     print(f"{cfg['data']}: {len(images):,} images without labels to learn from; {test.n_classes} new classes to be tested on.\nRun folder: {run.path}")
     print('\n1. Embedding')
     enc, z = embed_stage(run, images)
@@ -128,11 +136,11 @@ def demo(
     print('\n4. Oracle-ProtoNets: meta-training on true classes')
     oracle = train_stage(run, train, label_partition(train), valid, 'oracle', cfg['oracle_epochs'])
     print('\n5. Scoring')
-    with run.stage('score'): rows = _demo_rows(cfg, enc, learn, oracle, test, n_ways, n_test)
-    res = write_result(run/'result.json', rows, 'cactus_demo', cfg['data'], 'test', run.seconds, cfg['seed'], **_costs())
-    return res | dict(figure=_save_figure(run, images, parts, z, learn, test, rows))
+    with run.stage('score'): rows = _demo_rows(run, enc, learn, oracle, test, n_ways, n_test)
+    figure = _save_figure(run, images, parts, z, learn, test, rows)
+    return _write(run.path, rows, 'cactus_demo', cfg['data'], 'test', run.seconds, cfg['seed']) | dict(figure=figure)
 
-# %% ../nbs/60_cli.ipynb #c024
+# %% ../nbs/60_cli.ipynb #c025
 _line = ['']
 def _costs():
     "The command line, threads and peak memory, for the result file"
@@ -143,17 +151,35 @@ def _costs():
     return dict(line=_line[0], threads=torch.get_num_threads(), peak_mib=round(peak))
 
 # %% ../nbs/60_cli.ipynb #c026
-def _demo_rows(cfg, enc, learn, oracle, test, n_ways, n_test):
+def _write(path, rows, command, data, split, seconds, seed, **kwargs):
+    "Write `result.json`; what another command found before stays, as `result-COMMAND-SPLIT.json`"
+    path = Path(path)/'result.json'
+    if path.exists():
+        old = read_json(path)
+        if (old['command'], old['split']) != (command, split): path.rename(path.with_name(f"result-{old['command']}-{old['split']}.json"))
+    return write_result(path, rows, command, data, split, seconds, seed, **_costs(), **kwargs)
+
+# %% ../nbs/60_cli.ipynb #c028
+def _check_tasks(cfg, train, valid, scored, n_ways, n_test):
+    "Raise `ValueError` for settings that these images cannot serve"
+    if cfg['encoder'] not in _encoders: raise ValueError(f"encoder={cfg['encoder']!r} is not known; choose one of {', '.join(_encoders)}, or give your own array as --embedding.")
+    if cfg['n_clusters'] > len(train): raise ValueError(f"n_clusters={cfg['n_clusters']} over {len(train):,} images: give at most {len(train):,}.")
+    if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
+    if valid is not None: TaskSampler(label_partition(valid), cfg['n_way'], cfg['k_shot'], cfg['n_query'])
+    for w in n_ways: TaskSampler(label_partition(scored), w, 1, 5)
+
+# %% ../nbs/60_cli.ipynb #c030
+def _demo_rows(run, enc, learn, oracle, test, n_ways, n_test):
     "Every method on the same tasks"
-    kind, steps = (getattr(enc, 'name', 'own'),), cfg['n_tasks']//cfg['bs']
+    cfg, kind, steps = run.config, (enc.name,), [run_info(o)['steps'] for o in (run.path, run/'oracle')]
     methods = [('knn', *kind, knn(enc), {}), ('prototypes', *kind, nearest_prototype(enc), {}),
                ('untrained', 'none', untrained(conv4(test.shape[0], cfg['n_filters'], seed=cfg['seed'])), dict(bn='running', steps=0)),
-               ('cactus-protonets', *kind, learn, dict(bn='running', steps=steps*cfg['epochs'], n_partitions=cfg['n_partitions'])),
-               ('oracle-protonets', 'none', oracle, dict(bn='running', steps=steps*cfg['oracle_epochs']))]
+               ('cactus-protonets', *kind, learn, dict(bn='running', steps=steps[0], n_partitions=cfg['n_partitions'])),
+               ('oracle-protonets', 'none', oracle, dict(bn='running', steps=steps[1]))]
     return [result_row(r, method, embedding, preset='demo', **more) for method,embedding,m,more in methods
             for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n_test, seed=cfg['seed']).values()]
 
-# %% ../nbs/60_cli.ipynb #c027
+# %% ../nbs/60_cli.ipynb #c031
 def _save_figure(run, images, parts, z, learn, test, rows):
     import matplotlib
     from matplotlib import pyplot as plt
@@ -163,14 +189,14 @@ def _save_figure(run, images, parts, z, learn, test, rows):
     fig.savefig(run/'demo.png', dpi=100); plt.close(fig); plt.switch_backend(backend)
     return str(run/'demo.png')
 
-# %% ../nbs/60_cli.ipynb #c035
+# %% ../nbs/60_cli.ipynb #c039
 def _command(func):
     "A console command from a function with documented arguments"
     @wraps(func)
     def main(argv=None):
         parser = anno_parser(func, prog=func.__name__)
         parser.error = lambda msg: _stop(f"{msg}. {func.__name__} --help lists what there is.", 2)
-        argv = ['--' + a[2:].replace('-', '_') if a.startswith('--') and '=' not in a else a for a in (sys.argv[1:] if argv is None else argv)]
+        argv = [re.sub('^--[^=]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in (sys.argv[1:] if argv is None else argv)]
         _line[0] = ' '.join([func.__name__, *argv])
         args = {k: v for k,v in vars(parser.parse_args(argv)).items() if k not in ('pdb', 'xtra')}
         with warnings.catch_warnings():
@@ -181,14 +207,14 @@ def _command(func):
     def _stop(msg, code): print(f'{func.__name__}: {msg}', file=sys.stderr); raise SystemExit(code)
     return main
 
-# %% ../nbs/60_cli.ipynb #c037
+# %% ../nbs/60_cli.ipynb #c041
 def _report(res, *paths):
     "The table and where things are"
     table = result_table(res['rows']).to_string()
     n = res['rows'][0]['n_tasks']
     print(f"\nAccuracy in percent on classes of the {res['split']} split, {n:,} tasks each, ± 95 % interval\n\n{table}\n\n{res['seconds']:.0f} s on {res['device']}. " + ', '.join(map(str, paths)))
 
-# %% ../nbs/60_cli.ipynb #c038
+# %% ../nbs/60_cli.ipynb #c042
 @_command
 def cactus_demo(
     data:str='glyphs',     # glyphs (drawn here, nothing to download) or omniglot
@@ -207,15 +233,16 @@ def cactus_demo(
     res = demo(cfg, out, n_test=n_test)
     _report(res, f"{out/'result.json'}", res['figure'])
 
-# %% ../nbs/60_cli.ipynb #c040
+# %% ../nbs/60_cli.ipynb #c044
 def _clear(path):
     "Remove a run folder, and nothing else"
     import shutil
     if not path.exists(): return
-    if not (path/'config.json').exists(): raise ValueError(f"{path} is no run folder (no config.json in it), so --fresh leaves it alone. Give another --out.")
+    ours = all((path/o).is_file() for o in ('config.json', 'env.json')) and 'cactus_nb' in read_json(path/'env.json').get('versions', {})
+    if not ours: raise ValueError(f"{path} is no run folder of this library, so --fresh leaves it alone. Give another --out.")
     shutil.rmtree(path)
 
-# %% ../nbs/60_cli.ipynb #c042
+# %% ../nbs/60_cli.ipynb #c047
 @_command
 def cactus_train(
     data:str='glyphs',        # glyphs or omniglot
@@ -242,33 +269,36 @@ def cactus_train(
     _one_of(method=(method, ('protonets', 'oracle-protonets')), schedule=(schedule, ('one-cycle', 'constant')))
     cfg = preset(data, method=method, encoder=encoder, embedding=embedding, n_clusters=n_clusters, n_partitions=n_partitions, n_way=n_way, k_shot=k_shot, n_query=n_query,
                  bs=bs, epochs=epochs, n_tasks=n_tasks, lr=lr, schedule=schedule, pseudo_valid=pseudo_valid or None, seed=seed, root=root)
+    start = time.perf_counter()
     train, valid, _ = load_splits(cfg)
+    n_ways = [w for w in (5, 20) if w <= valid.n_classes]
+    _check_tasks(cfg, train, None if pseudo_valid else valid, valid, n_ways, n_test)
     out = Path(out or f'cactus_runs/{data}-{method}-seed{seed}')
-    run, images, oracle = Run(out, cfg), train.unlabelled(), method.startswith('oracle')
+    run, images, oracle = Run(out, cfg | dict(fingerprint=train.fingerprint), since=start), train.unlabelled(), method.startswith('oracle')
     name, parts = _training_tasks(run, train, images, oracle)
     learn = train_stage(run, train if oracle else images, parts, None if pseudo_valid else valid)
-    with run.stage('score'): grid = evaluate_grid(learn, valid, [w for w in (5, 20) if w <= valid.n_classes], 1, n_tasks=n_test, seed=seed)
-    rows = [result_row(r, method if oracle else f'cactus-{method}', name, bn='running', steps=cfg['epochs']*cfg['n_tasks']//cfg['bs'], n_partitions=None if oracle else len(parts)) for r in grid.values()]
-    _report(write_result(run/'result.json', rows, 'cactus_train', data, 'valid', run.seconds, seed, **_costs()), f"cactus_eval --run {out} scores it on test classes")
+    with run.stage('score'): grid = evaluate_grid(learn, valid, n_ways, 1, n_tasks=n_test, seed=seed)
+    rows = [result_row(r, method if oracle else f'cactus-{method}', name, bn='running', steps=run_info(out)['steps'], n_partitions=None if oracle else len(parts)) for r in grid.values()]
+    _report(_write(out, rows, 'cactus_train', data, 'valid', run.seconds, seed), f"cactus_eval --run {out} scores it on test classes")
 
-# %% ../nbs/60_cli.ipynb #c043
+# %% ../nbs/60_cli.ipynb #c048
 def _one_of(**kwargs):
     for k,(v,known) in kwargs.items():
         if v not in known: raise ValueError(f"{k}={v!r} is not known; choose one of {', '.join(known)}.")
 
-# %% ../nbs/60_cli.ipynb #c044
+# %% ../nbs/60_cli.ipynb #c049
 def _training_tasks(run, train, images, oracle):
     "`(embedding, partitions)` that the run trains on"
     if oracle: return 'none', label_partition(train)
     enc, z = embed_stage(run, images)
     return enc.name, partition_stage(run, z)
 
-# %% ../nbs/60_cli.ipynb #c046
+# %% ../nbs/60_cli.ipynb #c051
 def _numbers(text, name):
     try: return [int(o) for o in str(text).split(',')]
     except ValueError: raise ValueError(f"--{name} {text}: give whole numbers with commas between, such as 5,20.") from None
 
-# %% ../nbs/60_cli.ipynb #c047
+# %% ../nbs/60_cli.ipynb #c052
 @_command
 def cactus_eval(
     run:str=None,        # Run folder that cactus_train or cactus_demo wrote; needed
@@ -282,17 +312,18 @@ def cactus_eval(
     seed:int=None,       # Seed of the tasks; that of the run if not given
 ):
     "Score a trained run on classes that it has never seen, at any way and shot"
+    start = time.perf_counter()
     if run is None: raise ValueError("--run is needed: the folder that cactus_train or cactus_demo wrote.")
     info = run_info(run); _one_of(split=(split, ('valid', 'test')))
-    if 'split' not in info: raise ValueError(f"{run} does not say how its data was split, so its test classes are not known. In Python: evaluate(load_run(...), images).")
+    if not {'data', 'split', 'seed'} <= {*info}: raise ValueError(f"{run} does not say how its data was split, so its test classes are not known. In Python: evaluate(load_run(...), images).")
     if data not in (None, info['data']): raise ValueError(f"{run} was trained on {info['data']!r}, not on {data!r}. Leave --data out; to cross data sets, in Python: evaluate(load_run(...), images).")
     parts = dict(zip(('train', 'valid', 'test'), load_splits(info | dict(root=root or info.get('root')))))
-    seed, cfg = info['seed'] if seed is None else seed, read_json(Path(run)/'config.json')
-    start = time.perf_counter()
+    if parts['train'].fingerprint != info.get('fingerprint', parts['train'].fingerprint): raise ValueError(f"The images of {info['data']} are not those that {run} was trained on (fingerprint {parts['train'].fingerprint}, then {info['fingerprint']}), so test classes may have been trained on. Give the same --root, or train again.")
+    seed, cfg, env = info['seed'] if seed is None else seed, *(read_json(Path(run)/o) for o in ('config.json', 'env.json'))
     grid = evaluate_grid(load_run(run), parts[split], _numbers(n_way, 'n_way'), _numbers(k_shot, 'k_shot'), n_query, n_test, seed)
     oracle = info['kind'] == 'labels'
     rows = [result_row(r, f"{'oracle' if oracle else 'cactus'}-{info['method']}", 'none' if oracle else 'own' if cfg.get('embedding') else cfg.get('encoder', 'own'), bn='running', steps=info.get('steps'),
                        n_partitions=None if oracle else info.get('n_partitions')) for r in grid.values()]
     trained = sum(read_json(Path(run)/'stages.json').values()) if (Path(run)/'stages.json').exists() else None
-    res = write_result(Path(run)/'result.json', rows, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, train_seconds=trained, **_costs())
+    res = _write(run, rows, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=dict(seconds=trained, commit=env.get('commit'), config=cfg))
     _report(res, f"{Path(run)/'result.json'}")

@@ -16,6 +16,7 @@ import cactus_nb, numpy as np, torch
 from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import CSVLogger, ProgressCallback
+from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from safetensors import safe_open
 from safetensors.torch import save
@@ -67,7 +68,7 @@ def seeded(
     seed:int|None, # Seed of torch's global generator; None leaves it alone
 ):
     "Run a block with torch seeded, then restore the generator"
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+    with torch.random.fork_rng(range(torch.cuda.device_count()), enabled=seed is not None):
         if seed is not None: torch.manual_seed(seed)
         yield
 
@@ -76,7 +77,9 @@ def git_commit():
     "Commit of this library's checkout, with `-dirty` if its code was changed since; the version where there is no checkout"
     here = Path(cactus_nb.__file__).parent
     def git(*args): return subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True, check=True).stdout.strip()
-    try: return git('rev-parse', '--short=10', 'HEAD') + ('-dirty' if git('status', '--porcelain', '--', '.') else '')
+    try:
+        git('ls-files', '--error-unmatch', '__init__.py') # not a repository that merely has this environment in it
+        return git('rev-parse', '--short=10', 'HEAD') + ('-dirty' if git('status', '--porcelain', '--', '.') else '')
     except (OSError, subprocess.CalledProcessError): return f"v{_version('cactus_nb')}"
 
 # %% ../nbs/05_runs.ipynb #c021
@@ -95,26 +98,30 @@ def environment(
                 versions={k: _version(k) for k in 'cactus_nb torch fastai fastcore faiss-cpu numpy scikit-learn'.split()})
 
 # %% ../nbs/05_runs.ipynb #c026
+_stopped = ' (stopped)'
+
 class Run:
     "A run folder: settings in `config.json`, machine in `env.json`, finished stages in `stages.json`"
     def __init__(self,
         path:str|Path, # The folder; made if it is not there
         config:dict,   # What was asked for: JSON values only
         device=None,   # Where the run computes; goes into `env.json`
+        since:float|None=None, # `time.perf_counter()` when this sitting began; now if None
     ):
-        self.path, self.config = Path(path), json.loads(json.dumps(config))
+        self.path, self.config, self.since, self.staged = Path(path), json.loads(json.dumps(config)), since or time.perf_counter(), 0
+        self.stages = read_json(self.path/'stages.json') if (self.path/'stages.json').exists() else {}
         if (self.path/'config.json').exists(): self._check_same(read_json(self.path/'config.json'))
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} holds files but no config.json, so it is no run folder. Choose an empty or a new folder.")
-        else: write_json(self.path/'config.json', self.config)
+        write_json(self.path/'config.json', self.config)
         write_json(self.path/'env.json', environment(device) | dict(seed=config.get('seed')))
-        self.stages = read_json(self.path/'stages.json') if (self.path/'stages.json').exists() else {}
 
 # %% ../nbs/05_runs.ipynb #c028
 @patch
 def _check_same(self:Run, old):
     diff = [f"{k}={old.get(k)!r} (asked for: {self.config.get(k)!r})" for k in sorted({*old, *self.config}) if old.get(k) != self.config.get(k)]
-    if diff: raise ValueError(f"{self.path} holds another run: {', '.join(diff)}. Choose another folder, or ask for the same.")
+    begun = any(not k.endswith(_stopped) for k in self.stages) or any(self.path.rglob('*checkpoint*'))
+    if diff and begun: raise ValueError(f"{self.path} holds another run: {', '.join(diff)}. Choose another folder, remove this one, or ask for the same.")
 
 # %% ../nbs/05_runs.ipynb #c029
 @patch
@@ -130,9 +137,9 @@ def done(self:Run,
 
 # %% ../nbs/05_runs.ipynb #c031
 @patch(as_prop=True)
-def seconds(self:Run) -> float: # Over all sittings, stopped stages included
+def seconds(self:Run) -> float: # The stages of all sittings, stopped ones included, and the rest of this one
     "Seconds spent on the run"
-    return sum(self.stages.values())
+    return sum(self.stages.values()) + time.perf_counter() - self.since - self.staged
 
 # %% ../nbs/05_runs.ipynb #c033
 @patch
@@ -141,12 +148,14 @@ def stage(self:Run,
     name:str, # Name of the stage, noted as done when the block succeeds
 ):
     "Time a stage and note that it is finished; an interrupted stage keeps its seconds under `name (stopped)`"
-    start = time.perf_counter()
-    try: yield
-    except BaseException: key = f'{name} (stopped)'; raise
-    else: key = name
+    start, key = time.perf_counter(), name + _stopped
+    try:
+        yield
+        key = name
     finally:
-        self.stages[key] = round(self.stages.get(key, 0) + time.perf_counter() - start, 3)
+        seconds = time.perf_counter() - start
+        self.staged += seconds
+        self.stages[key] = round(seconds + (self.stages.get(key, 0) if key != name else 0), 3)
         write_json(self.path/'stages.json', self.stages)
 
 # %% ../nbs/05_runs.ipynb #c038
@@ -171,11 +180,14 @@ class ResumeCallback(Callback):
     ): self.path, self.start = Path(path), 0
 
     def before_fit(self):
-        if hasattr(self, 'lr_finder'): self.run = False # its steps are undone; fastai wakes the callback again after the fit
+        self.start = 0
+        if hasattr(self, 'lr_finder') or self.learn.lock.locked(): self.run = False # finding a rate, validating: until `after_fit`
         elif self.path.exists(): self._load()
 
     def before_epoch(self):
-        if self.epoch < self.start: self.learn.recorder.run = False; raise CancelEpochException
+        skip = self.epoch < self.start
+        for cb in self.learn.cbs.filter(lambda o: isinstance(o, TrackerCallback)): cb.run = not skip
+        if skip: self.learn.recorder.run = False; raise CancelEpochException
 
     def after_epoch(self):
         self.learn.recorder.run = True
@@ -196,7 +208,9 @@ def _load(self:ResumeCallback):
     if meta['n_epoch'] != self.n_epoch:
         raise ValueError(f"{self.path} was made by a fit of {meta['n_epoch']} epochs, this one has {self.n_epoch}. Remove it to start over.")
     part = lambda name: {k[len(name):]: v for k,v in tensors.items() if k.startswith(name)}
-    self.model.load_state_dict(part('model.'))
+    try: self.model.load_state_dict(part('model.'))
+    except RuntimeError as e: raise ValueError(f"{self.path} holds the weights of another network ({str(e).splitlines()[-1].strip()}). Remove it to start over.") from e
+    self.opt.zero_grad() # an interrupt may have left gradients
     _restore_opt(self.opt, part('opt.'), meta['scalars'])
     if meta['passes'] is not None: self.dls.train.dataset.passes = meta['passes']
     self.start = meta['epochs']

@@ -26,16 +26,17 @@ from ..runs import ResumeCallback, TrimCallback, load_tensors, save_tensors, see
 def check_embedding(
     z:np.ndarray,    # Embedding `[n, d]`, any float or integer type
     n:int|None=None, # Number of images that it must have rows for
+    to_cluster:bool=True, # Must it be fit to be clustered: at least 2 rows, not all equal?
 ) -> np.ndarray:     # `[n, d]` float32
     "Check an embedding and return it as float32; raises `ValueError` that says what is wrong"
     z = np.asarray(z.detach().cpu() if torch.is_tensor(z) else z)
     if z.ndim != 2 or z.dtype.kind not in 'fiu': raise ValueError(f"An embedding is an array [n, d] of numbers; this one is {list(z.shape)} {z.dtype}. Flatten or convert it.")
     if n is not None and len(z) != n: raise ValueError(f"The embedding has {len(z):,} rows for {n:,} images. Give one row per image, in the same order.")
-    if len(z) < 2: raise ValueError(f"The embedding has {len(z)} row(s): there is nothing to cluster. Give at least 2.")
+    if to_cluster and len(z) < 2: raise ValueError(f"The embedding has {len(z)} row(s): there is nothing to cluster. Give at least 2.")
     z = z.astype(np.float32, copy=False)
     bad = ~np.isfinite(z).all(1)
     if bad.any(): raise ValueError(f"The embedding has NaN or infinity in {bad.sum():,} of {len(z):,} rows, the first is row {bad.argmax()}. Mend or drop these rows.")
-    if (z == z[0]).all(): raise ValueError(f"All {len(z):,} rows of the embedding are equal: the encoder has collapsed. Train it again, or with other settings.")
+    if to_cluster and (z == z[0]).all(): raise ValueError(f"All {len(z):,} rows of the embedding are equal: the encoder has collapsed. Train it again, or with other settings.")
     return z
 
 # %% ../../nbs/10_encoders.core.ipynb #c011
@@ -58,7 +59,7 @@ def embed(self:Encoder,
 ) -> np.ndarray: # `[n, d]` float32
     "Embed images; raises `ValueError` if the outcome is no embedding, see `check_embedding`"
     if not self.state(): raise ValueError(f"{type(self).__name__} has not learnt yet. Call fit first, or Encoder.load.")
-    return check_embedding(self._embed(images.unlabelled()), len(images))
+    return check_embedding(self._embed(images.unlabelled()), len(images), to_cluster=False)
 
 # %% ../../nbs/10_encoders.core.ipynb #c015
 @patch
@@ -94,7 +95,8 @@ class PCA(Encoder):
         from sklearn.decomposition import PCA as SkPCA
         n, most = self.config['n_components'], min(len(images), int(np.prod(images.shape)))
         if n > most: raise ValueError(f"n_components={n}, but {len(images):,} images of {images.shape} have at most {most}. Lower n_components.")
-        pca = SkPCA(n, svd_solver='covariance_eigh').fit(_flat(images.x))
+        solver = 'covariance_eigh' if np.prod(images.shape) <= 4096 else 'randomized' # a covariance of 84×84×3 pixels would take gigabytes
+        pca = SkPCA(n, svd_solver=solver, random_state=0).fit(_flat(images.x))
         scale = pca.explained_variance_**-0.5 if self.config['whiten'] else np.ones(n)
         self._state = dict(mean=np.float32(pca.mean_), components=np.float32(pca.components_ * scale[:,None]))
 
@@ -266,6 +268,7 @@ class OwnEmbedding(Encoder):
         self.config, self.z, self.row = {}, None, {}
         if z is None: return
         if isinstance(z, (str, Path)): z = _load_npy(z)
+        if images is None: raise ValueError('Rows are looked up by image: give the images too, in the order of the rows.')
         self.z, self.row = check_embedding(z, len(images)), {id: i for i,id in enumerate(images.ids)}
         if len(self.row) < len(self.z): raise ValueError(f"{len(self.z)-len(self.row)} images share an id with another, so rows cannot be told apart. Give each image its own id.")
 
@@ -280,12 +283,12 @@ def _embed(self:OwnEmbedding, images):
 
 # %% ../../nbs/10_encoders.core.ipynb #c058
 @patch
-def state(self:OwnEmbedding): return {} if self.z is None else dict(z=self.z, ids=np.frombuffer('\n'.join(self.row).encode(), np.uint8))
+def state(self:OwnEmbedding): return {} if self.z is None else dict(z=self.z, ids=np.frombuffer('\n'.join(self.row).encode(errors='surrogateescape'), np.uint8))
 
 # %% ../../nbs/10_encoders.core.ipynb #c059
 @patch
 def load_state(self:OwnEmbedding, state): # tensors by name
-    self.z, self.row = state['z'].numpy(), {id: i for i,id in enumerate(bytes(state['ids'].numpy()).decode().split('\n'))}
+    self.z, self.row = state['z'].numpy(), {id: i for i,id in enumerate(bytes(state['ids'].numpy()).decode(errors='surrogateescape').split('\n'))}
 
 # %% ../../nbs/10_encoders.core.ipynb #c060
 def _load_npy(path):

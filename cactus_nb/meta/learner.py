@@ -66,7 +66,7 @@ def describe(
 ) -> dict: # What `load_run` needs, JSON values only
     "How a learner was made: method, backbone, shape of the images and kind of task"
     ds = learn.dls.train_ds
-    return dict(method='protonets', backbone=getattr(learn.model, 'config', None), distance=learn.proto_net.distance.__name__,
+    return dict(method='protonets', backbone=getattr(learn.model, 'config', None), distance=getattr(learn.proto_net.distance, '__name__', 'unnamed'),
                 shape=list(ds.x.shape[1:]), n_way=ds.n_way, k_shot=ds.k_shot, n_query=ds.n_query, kind=ds.kind)
 
 # %% ../../nbs/32_meta.learner.ipynb #c019
@@ -118,9 +118,7 @@ def load_run(
         ds = empty_dataset(info['shape'], info['n_way'], info['k_shot'], info['n_query'], info['kind'])
         dls = DataLoaders(TaskLoader(ds, bs=1), TaskLoader(ds, bs=1)); dls.n_inp = 3
     dls.to(device or 'cpu')
-    learn = proto_learner(dls, model.to(device or 'cpu').eval(), distance)
-    learn.run_path = Path(path)
-    return learn
+    return proto_learner(dls, model.to(device or 'cpu').eval(), distance)
 
 # %% ../../nbs/32_meta.learner.ipynb #c028
 def few_shot_callback(
@@ -140,7 +138,7 @@ def classify(
 ) -> TensorBase:   # Probabilities `[n_query, n_classes]`; `.classes` are the names of the columns, sorted
     "Classify `query` by a few labelled images"
     shape = tuple(learn.dls.train_ds.x.shape[1:])
-    xs, xq = [torch.from_numpy(as_images(o, shape))[None].float()/255 for o in (support, query)]
+    xs, xq = [torch.from_numpy(as_images(o, shape))[None] for o in (support, query)]
     labels = [str(o) for o in labels]
     if len(labels) != xs.shape[1]: raise ValueError(f"{len(labels)} labels for {xs.shape[1]} support images: give one name per image.")
     classes = sorted({*labels})

@@ -6,12 +6,13 @@
 __all__ = ['EmbeddingMethod', 'knn_logits', 'knn', 'nearest_prototype', 'untrained', 'oracle_dls']
 
 # %% ../../nbs/41_score.baselines.ipynb #c002
+from functools import partial
 import numpy as np, torch, torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from torch import nn
 from ..data.core import ImageSet
 from ..encoders.core import Encoder
-from ..meta.protonet import proto_logits, squared_distance
+from ..meta.protonet import embed_images, proto_logits, squared_distance
 from ..tasks.partition import label_partition
 from ..tasks.sample import task_dls
 
@@ -23,11 +24,11 @@ class EmbeddingMethod:
         rule,    # `(zs, ys, zq) -> logits [B, n, n_way]`
     ): self.encoder, self.logits = encoder, rule
 
-    def embed(self,
-        x:torch.Tensor, # Images `[n, c, h, w]` uint8
-    ) -> torch.Tensor:  # `[n, d]` float32
+    def features(self,
+        images:ImageSet, # Images to embed; an array of your own finds their rows by id
+    ) -> torch.Tensor:   # `[n, d]` float32
         "Embed images"
-        return torch.as_tensor(self.encoder.embed(ImageSet(x.numpy())) if isinstance(self.encoder, Encoder) else self.encoder(x))
+        return torch.as_tensor(self.encoder.embed(images) if isinstance(self.encoder, Encoder) else self.encoder(torch.from_numpy(np.ascontiguousarray(images.x))))
 
 # %% ../../nbs/41_score.baselines.ipynb #c009
 def knn_logits(
@@ -63,11 +64,7 @@ def untrained(
     model:nn.Module, # Images to embeddings, such as `conv4(seed=0)`
 ) -> EmbeddingMethod:
     "The nearest class mean on the embedding of a network as it is, in evaluation mode"
-    @torch.no_grad()
-    def embed(x):
-        model.eval()
-        return torch.cat([model(b.float()/255).flatten(1) for b in x.split(512)])
-    return nearest_prototype(embed)
+    return nearest_prototype(partial(embed_images, model))
 
 # %% ../../nbs/41_score.baselines.ipynb #c023
 def oracle_dls(

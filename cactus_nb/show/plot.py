@@ -8,7 +8,7 @@ __all__ = ['image_strip', 'show_clusters', 'show_tasks', 'show_results', 'run_fi
 # %% ../../nbs/50_show.plot.ipynb #c002
 import numpy as np, torch
 from ..data.core import ImageSet
-from ..score.evaluate import FewShotResult
+from ..score.evaluate import _Method, row_name
 from ..tasks.partition import Partitions, label_partition
 from ..tasks.sample import TaskSampler, gather_task
 
@@ -80,12 +80,12 @@ def show_clusters(
 # %% ../../nbs/50_show.plot.ipynb #c018
 _right, _wrong = (40,160,90), (220,60,40)
 
-def _judge(method, x, rows, k_shot):
-    "Predicted class of each query of one task `[n_way, n_query]`"
-    from cactus_nb.score.evaluate import _Method
+def _judge(method, images, rows, k_shot):
+    "Predicted class of each query of one task, rows `[n_way, k_shot + n_query]` to `[n_way, n_query]`"
     m = _Method(method)
-    xs, ys, xq, _ = gather_task(x if m.embed is None else m.embed(x[rows.flatten()]), rows if m.embed is None else torch.arange(rows.numel()).view(rows.shape), k_shot)
-    return m.logits(xs, ys, xq).argmax(-1).view(rows.shape[1], -1).cpu().numpy()
+    x = m.features(images[rows.flatten()])
+    xs, ys, xq, _ = gather_task(x, torch.arange(rows.size, device=x.device).view(1, *rows.shape), k_shot)
+    return m.logits(xs, ys, xq).argmax(-1).view(len(rows), -1).cpu().numpy()
 
 # %% ../../nbs/50_show.plot.ipynb #c019
 @torch.no_grad()
@@ -107,7 +107,7 @@ def show_tasks(
     if axs is None: axs = _axes(None, n_tasks*((k_shot+n_query)*0.5+1), n_way*0.55+0.5, ncols=n_tasks, squeeze=False)
     axs = np.ravel(axs)
     for t, (ax, rows) in enumerate(zip(axs, tasks)):
-        guess = None if method is None else _judge(method, torch.from_numpy(images.x[rows.numpy()]).flatten(0,1), torch.arange(rows.numel()).view(1, *rows.shape), k_shot)
+        guess = None if method is None else _judge(method, images, rows.numpy(), k_shot)
         _show_task(ax, images, rows.numpy(), k_shot, guess, t)
         if sources: print(f'task {t}:', *(f'class {c}: {images.ids[r]}' for c,row in enumerate(rows.numpy()) for r in row), sep='\n  ')
     return axs
@@ -132,11 +132,11 @@ def show_results(
 ): # The axes
     "Accuracy of every method with its 95 % interval"
     tasks = [*dict.fromkeys((r['n_way'], r['k_shot']) for r in rows if r['mean'] is not None)]
-    names = [*dict.fromkeys(r['method'] if r['embedding'] == 'none' else f"{r['method']} ({r['embedding']})" for r in rows)]
+    names = [*dict.fromkeys(map(row_name, rows))]
     ax = _axes(ax, 7, 0.3*len(names)*max(len(tasks), 1) + 1)
     for r in rows:
         if r['mean'] is None: continue
-        i = names.index(r['method'] if r['embedding'] == 'none' else f"{r['method']} ({r['embedding']})")
+        i = names.index(row_name(r))
         t = tasks.index((r['n_way'], r['k_shot']))
         y, ours = t*(len(names)+1) + i, r['method'].startswith('cactus')
         ax.barh(y, r['mean'], xerr=r['ci95'], color='#2a9d5c' if ours else '#b9c4cc', ecolor='#333333', height=0.8)

@@ -23,7 +23,7 @@ class Partitions:
         kind:str='own',     # What made them: `kmeans`, `labels`, `own`
     ):
         labels = np.atleast_2d(np.asarray(labels))
-        if labels.ndim != 2 or labels.dtype.kind not in 'iu' or labels.min(initial=0) < -1:
+        if labels.ndim != 2 or not labels.size or labels.dtype.kind not in 'iu' or labels.min(initial=0) < -1:
             raise ValueError(f"Partitions are integers [P, n], -1 for no cluster; given {list(labels.shape)} {labels.dtype}, smallest {labels.min(initial=0)}.")
         self.labels, self.notes, self.kind = labels.astype(np.int32), notes or [{} for _ in labels], kind
 

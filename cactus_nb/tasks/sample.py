@@ -62,7 +62,7 @@ class TaskSampler:
         device=None,           # Where to draw; `cpu` if None
     ):
         for k,v in dict(n_way=n_way, k_shot=k_shot, n_query=n_query).items():
-            if int(v) != v or v < 1 + (k=='n_way'): raise ValueError(f"{k}={v}: give a whole number of at least {1 + (k=='n_way')}.")
+            if not isinstance(v, (int, np.integer)) or v < 1 + (k=='n_way'): raise ValueError(f"{k}={v}: give a whole number of at least {1 + (k=='n_way')}.")
         self.n_way, self.k_shot, self.n_query, self.seed, self.n_images = n_way, k_shot, n_query, seed, partitions.n_images
         rows, starts, sizes, counts = zip(*(_lay_out(l, k_shot+n_query) for l in partitions.labels))
         self._check(partitions, counts)
@@ -235,9 +235,11 @@ def task_dls(
 ) -> DataLoaders:
     "Meta-batches `(xs, ys, xq, yq)` of pseudo-tasks for a stock `Learner`; raises `ValueError` if the partitions do not fit the images or the tasks"
     if partitions.n_images != len(images): raise ValueError(f"The partitions are of {partitions.n_images:,} images, but there are {len(images):,}. Cluster the embedding of these very images.")
-    x, kind = torch.from_numpy(np.ascontiguousarray(images.unlabelled().x)), 'pseudo'
+    if num_workers and torch.device(device or 'cpu').type != 'cpu': raise ValueError(f"num_workers={num_workers} with tasks drawn on {device}: drawing is done there at once, give num_workers=0.")
+    pixels = lambda images: torch.from_numpy(np.ascontiguousarray(images.x)).to(device or 'cpu')
+    x, kind = pixels(images.unlabelled()), 'labels' if partitions.kind == 'labels' or valid is not None else 'pseudo'
     if valid is None: partitions, valid_parts = hold_out(partitions, valid_pct, n_way, k_shot+n_query, seed); x_valid = x
-    else: valid_parts, x_valid, kind = label_partition(valid), torch.from_numpy(np.ascontiguousarray(valid.x)), 'labels'
+    else: valid_parts, x_valid = label_partition(valid), pixels(valid)
     train = TaskDataset(x, TaskSampler(partitions, n_way, k_shot, n_query, seed), n_tasks, kind='labels' if partitions.kind == 'labels' else 'pseudo')
     held  = TaskDataset(x_valid, TaskSampler(valid_parts, n_way, k_shot, n_query, seed+1), n_valid, fixed=True, kind=kind)
     dls = DataLoaders(*(TaskLoader(ds, bs=bs, num_workers=num_workers) for ds in (train, held)))
