@@ -58,7 +58,8 @@ def load_splits(
 def _data(cfg): return datasets[cfg['data']](**(dict(root=cfg['root']) if cfg.get('root') else {}))
 
 # %% ../nbs/60_cli.ipynb #c015
-_encoders = dict(autoencoder=lambda cfg, **kw: Autoencoder(n_epochs=cfg['encoder_epochs'], seed=cfg['seed'], quiet=not sys.stdout.isatty(), **kw), pca=lambda cfg, **kw: PCA())
+_encoders = dict(autoencoder=lambda cfg: Autoencoder(n_epochs=cfg['encoder_epochs'], seed=cfg['seed'], quiet=not sys.stdout.isatty()),
+                 pca=lambda cfg: PCA())
 
 # %% ../nbs/60_cli.ipynb #c016
 def embed_stage(
@@ -110,7 +111,8 @@ def train_stage(
         cbs, n = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback()], cfg['epochs'] if epochs is None else epochs
         with run.stage(name), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
             learn.fit(n, cfg['lr'], cbs=cbs) if cfg.get('schedule') == 'constant' else learn.fit_one_cycle(n, cfg['lr'], cbs=cbs)
-            save_run(learn, path, **{k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'fingerprint')}, steps=n*len(dls.train), n_partitions=len(partitions))
+            about = {k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'fingerprint')}
+            save_run(learn, path, **about, steps=n*len(dls.train), n_partitions=len(partitions) if partitions.kind == 'kmeans' else None)
         (path/'checkpoint.safetensors').unlink(missing_ok=True)
     return load_run(path)
 
@@ -162,7 +164,8 @@ def _write(path, rows, command, data, split, seconds, seed, **kwargs):
 # %% ../nbs/60_cli.ipynb #c028
 def _check_tasks(cfg, train, valid, scored, n_ways, n_test):
     "Raise `ValueError` for settings that these images cannot serve"
-    if cfg['encoder'] not in _encoders: raise ValueError(f"encoder={cfg['encoder']!r} is not known; choose one of {', '.join(_encoders)}, or give your own array as --embedding.")
+    if cfg['encoder'] not in _encoders:
+        raise ValueError(f"encoder={cfg['encoder']!r} is not known; choose one of {', '.join(_encoders)}, or give your own array as --embedding.")
     if cfg['n_clusters'] > len(train): raise ValueError(f"n_clusters={cfg['n_clusters']} over {len(train):,} images: give at most {len(train):,}.")
     if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
     if valid is not None: TaskSampler(label_partition(valid), cfg['n_way'], cfg['k_shot'], cfg['n_query'])
@@ -212,7 +215,8 @@ def _report(res, *paths):
     "The table and where things are"
     table = result_table(res['rows']).to_string()
     n = res['rows'][0]['n_tasks']
-    print(f"\nAccuracy in percent on classes of the {res['split']} split, {n:,} tasks each, ± 95 % interval\n\n{table}\n\n{res['seconds']:.0f} s on {res['device']}. " + ', '.join(map(str, paths)))
+    print(f"\nAccuracy in percent on classes of the {res['split']} split, {n:,} tasks each, ± 95 % interval\n\n{table}\n")
+    print(f"{res['seconds']:.0f} s on {res['device']}. " + ', '.join(map(str, paths)))
 
 # %% ../nbs/60_cli.ipynb #c042
 @_command
@@ -278,7 +282,8 @@ def cactus_train(
     name, parts = _training_tasks(run, train, images, oracle)
     learn = train_stage(run, train if oracle else images, parts, None if pseudo_valid else valid)
     with run.stage('score'): grid = evaluate_grid(learn, valid, n_ways, 1, n_tasks=n_test, seed=seed)
-    rows = [result_row(r, method if oracle else f'cactus-{method}', name, bn='running', steps=run_info(out)['steps'], n_partitions=None if oracle else len(parts)) for r in grid.values()]
+    more = dict(bn='running', steps=run_info(out)['steps'], n_partitions=None if oracle else len(parts))
+    rows = [result_row(r, method if oracle else f'cactus-{method}', name, **more) for r in grid.values()]
     _report(_write(out, rows, 'cactus_train', data, 'valid', run.seconds, seed), f"cactus_eval --run {out} scores it on test classes")
 
 # %% ../nbs/60_cli.ipynb #c048
@@ -294,11 +299,29 @@ def _training_tasks(run, train, images, oracle):
     return enc.name, partition_stage(run, z)
 
 # %% ../nbs/60_cli.ipynb #c051
+def _images_of(run, data, root, split):
+    "`(images, info)`: the split of the data set that a run was trained on, if these are the same images"
+    info = run_info(run)
+    python = 'In Python: evaluate(load_run(path), images).'
+    if not {'data', 'split', 'seed'} <= {*info}: raise ValueError(f"{run} does not say how its data was split, so its test classes are not known. {python}")
+    if data not in (None, info['data']): raise ValueError(f"{run} was trained on {info['data']!r}, not on {data!r}. Leave --data out, or cross data sets: {python}")
+    parts = dict(zip(('train', 'valid', 'test'), load_splits(info | dict(root=root or info.get('root')))))
+    now, then = parts['train'].fingerprint, info.get('fingerprint')
+    if then not in (None, now): raise ValueError(f"The images of {info['data']} are not those that {run} was trained on (fingerprint {now}, then {then}). Give the --root it was trained on.")
+    return parts[split], info
+
+# %% ../nbs/60_cli.ipynb #c052
+def _names(info, cfg):
+    "`(method, embedding)` of a run, as a result row names them"
+    if info['kind'] == 'labels': return f"oracle-{info['method']}", 'none'
+    return f"cactus-{info['method']}", 'own' if cfg.get('embedding') else cfg.get('encoder', 'own')
+
+# %% ../nbs/60_cli.ipynb #c053
 def _numbers(text, name):
     try: return [int(o) for o in str(text).split(',')]
     except ValueError: raise ValueError(f"--{name} {text}: give whole numbers with commas between, such as 5,20.") from None
 
-# %% ../nbs/60_cli.ipynb #c052
+# %% ../nbs/60_cli.ipynb #c054
 @_command
 def cactus_eval(
     run:str=None,        # Run folder that cactus_train or cactus_demo wrote; needed
@@ -314,16 +337,12 @@ def cactus_eval(
     "Score a trained run on classes that it has never seen, at any way and shot"
     start = time.perf_counter()
     if run is None: raise ValueError("--run is needed: the folder that cactus_train or cactus_demo wrote.")
-    info = run_info(run); _one_of(split=(split, ('valid', 'test')))
-    if not {'data', 'split', 'seed'} <= {*info}: raise ValueError(f"{run} does not say how its data was split, so its test classes are not known. In Python: evaluate(load_run(...), images).")
-    if data not in (None, info['data']): raise ValueError(f"{run} was trained on {info['data']!r}, not on {data!r}. Leave --data out; to cross data sets, in Python: evaluate(load_run(...), images).")
-    parts = dict(zip(('train', 'valid', 'test'), load_splits(info | dict(root=root or info.get('root')))))
-    if parts['train'].fingerprint != info.get('fingerprint', parts['train'].fingerprint): raise ValueError(f"The images of {info['data']} are not those that {run} was trained on (fingerprint {parts['train'].fingerprint}, then {info['fingerprint']}), so test classes may have been trained on. Give the same --root, or train again.")
-    seed, cfg, env = info['seed'] if seed is None else seed, *(read_json(Path(run)/o) for o in ('config.json', 'env.json'))
-    grid = evaluate_grid(load_run(run), parts[split], _numbers(n_way, 'n_way'), _numbers(k_shot, 'k_shot'), n_query, n_test, seed)
-    oracle = info['kind'] == 'labels'
-    rows = [result_row(r, f"{'oracle' if oracle else 'cactus'}-{info['method']}", 'none' if oracle else 'own' if cfg.get('embedding') else cfg.get('encoder', 'own'), bn='running', steps=info.get('steps'),
-                       n_partitions=None if oracle else info.get('n_partitions')) for r in grid.values()]
-    trained = sum(read_json(Path(run)/'stages.json').values()) if (Path(run)/'stages.json').exists() else None
-    res = _write(run, rows, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=dict(seconds=trained, commit=env.get('commit'), config=cfg))
-    _report(res, f"{Path(run)/'result.json'}")
+    _one_of(split=(split, ('valid', 'test')))
+    images, info = _images_of(run, data, root, split)
+    seed = info['seed'] if seed is None else seed
+    grid = evaluate_grid(load_run(run), images, _numbers(n_way, 'n_way'), _numbers(k_shot, 'k_shot'), n_query, n_test, seed)
+    cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
+    trained = dict(seconds=sum(stages.values()), commits=env.get('commits'), config=cfg)
+    rows = [result_row(r, *_names(info, cfg), bn='running', steps=info.get('steps'), n_partitions=info.get('n_partitions')) for r in grid.values()]
+    res = _write(run, rows, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
+    _report(res, Path(run)/'result.json')

@@ -114,7 +114,9 @@ class Run:
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} holds files but no config.json, so it is no run folder. Choose an empty or a new folder.")
         write_json(self.path/'config.json', self.config)
-        write_json(self.path/'env.json', environment(device) | dict(seed=config.get('seed')))
+        env, before = environment(device), read_json(self.path/'env.json') if (self.path/'env.json').exists() else {}
+        commits = list(dict.fromkeys([*before.get('commits', []), env['commit']])) # of all sittings
+        write_json(self.path/'env.json', env | before | dict(seed=config.get('seed'), commits=commits))
 
 # %% ../nbs/05_runs.ipynb #c028
 @patch

@@ -257,7 +257,7 @@ def reconstruct(self:Autoencoder,
     x = self._embed(images, enc=lambda x: self.net(x).sigmoid())
     return ImageSet((x*255).round().astype(np.uint8), ids=images.ids)
 
-# %% ../../nbs/10_encoders.core.ipynb #c056
+# %% ../../nbs/10_encoders.core.ipynb #c057
 class OwnEmbedding(Encoder):
     "An embedding made elsewhere, a row per image, looked up by image id"
     name = 'own'
@@ -274,23 +274,23 @@ class OwnEmbedding(Encoder):
 
     def _fit(self, images): self._embed(images)
 
-# %% ../../nbs/10_encoders.core.ipynb #c057
+# %% ../../nbs/10_encoders.core.ipynb #c058
 @patch
 def _embed(self:OwnEmbedding, images):
     missing = [id for id in images.ids if id not in self.row]
     if missing: raise ValueError(f"{len(missing):,} of {len(images):,} images have no row in the embedding, the first is {missing[0]!r}. Embed all images, then split.")
     return self.z[[self.row[id] for id in images.ids]]
 
-# %% ../../nbs/10_encoders.core.ipynb #c058
+# %% ../../nbs/10_encoders.core.ipynb #c059
 @patch
 def state(self:OwnEmbedding): return {} if self.z is None else dict(z=self.z, ids=np.frombuffer('\n'.join(self.row).encode(errors='surrogateescape'), np.uint8))
 
-# %% ../../nbs/10_encoders.core.ipynb #c059
+# %% ../../nbs/10_encoders.core.ipynb #c060
 @patch
 def load_state(self:OwnEmbedding, state): # tensors by name
     self.z, self.row = state['z'].numpy(), {id: i for i,id in enumerate(bytes(state['ids'].numpy()).decode(errors='surrogateescape').split('\n'))}
 
-# %% ../../nbs/10_encoders.core.ipynb #c060
+# %% ../../nbs/10_encoders.core.ipynb #c061
 def _load_npy(path):
     try: return np.load(path, allow_pickle=False)
     except Exception as e: raise ValueError(f"{path} is no readable .npy array ({e}). Write it with numpy.save.") from e

@@ -211,8 +211,9 @@ def hold_out(
     clusters, sizes = np.unique(partitions.labels[0], return_counts=True)
     usable = clusters[(clusters >= 0) & (sizes >= need)]
     n = max(n_way, round(pct*len(usable)))
-    if len(usable) < 2*n_way: raise ValueError(f"Validation without labels holds out n_way={n_way} of the first partition's clusters and needs as many to train, but it has {len(usable)} of at "
-                                               f"least {need} images. Lower n_way or n_clusters, or give labelled images as valid=.")
+    if len(usable) < 2*n_way:
+        raise ValueError(f"Validation without labels holds out n_way={n_way} of the first partition's clusters and needs as many to train, "
+                         f"but it has {len(usable)} of at least {need} images. Lower n_way or n_clusters, or give labelled images as valid=.")
     out = np.isin(partitions.labels[0], np.random.default_rng(seed).permutation(usable)[:n])
     return (Partitions(np.where(out, -1, partitions.labels), partitions.notes, partitions.kind),
             Partitions(np.where(out, partitions.labels[:1], -1), partitions.notes[:1], partitions.kind))
@@ -234,8 +235,10 @@ def task_dls(
     num_workers:int=0,      # Processes that draw rows; drawing is cheap, so 0 is fastest
 ) -> DataLoaders:
     "Meta-batches `(xs, ys, xq, yq)` of pseudo-tasks for a stock `Learner`; raises `ValueError` if the partitions do not fit the images or the tasks"
-    if partitions.n_images != len(images): raise ValueError(f"The partitions are of {partitions.n_images:,} images, but there are {len(images):,}. Cluster the embedding of these very images.")
-    if num_workers and torch.device(device or 'cpu').type != 'cpu': raise ValueError(f"num_workers={num_workers} with tasks drawn on {device}: drawing is done there at once, give num_workers=0.")
+    if partitions.n_images != len(images):
+        raise ValueError(f"The partitions are of {partitions.n_images:,} images, but there are {len(images):,}. Cluster the embedding of these very images.")
+    if num_workers and torch.device(device or 'cpu').type != 'cpu':
+        raise ValueError(f"num_workers={num_workers} with tasks drawn on {device}: drawing is done there at once, give num_workers=0.")
     pixels = lambda images: torch.from_numpy(np.ascontiguousarray(images.x)).to(device or 'cpu')
     x, kind = pixels(images.unlabelled()), 'labels' if partitions.kind == 'labels' or valid is not None else 'pseudo'
     if valid is None: partitions, valid_parts = hold_out(partitions, valid_pct, n_way, k_shot+n_query, seed); x_valid = x
