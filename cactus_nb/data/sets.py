@@ -188,7 +188,7 @@ def glyphs(
     "Letters of many scripts, each bent many ways: a stand-in for Omniglot that needs no download."
     options = [_check_whole('n_variants', n_variants, 1, 1000), _check_whole('size', size, 12, 105), _check_whole('seed', seed, 0, 2**63)]
     font = _font()
-    versions = [PIL.__version__, np.__version__, torch.__version__, unicodedata.unidata_version]
+    versions = [1, PIL.__version__, np.__version__, torch.__version__, unicodedata.unidata_version] # raise the 1 when the drawing changes
     return cached_set(partial(_make_glyphs, font, *options), 'glyphs', options=options, font=_stamp(Path(font.path)), versions=versions)
 
 # %% ../../nbs/01_data.sets.ipynb #c061
