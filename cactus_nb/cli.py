@@ -19,7 +19,7 @@ from .data.core import ImageSet
 from .data.sets import glyphs, omniglot
 from .encoders.core import PCA, Autoencoder, Encoder, OwnEmbedding
 from .meta.learner import load_run, proto_learner, run_info, save_run
-from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback, read_json
+from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback, keep_memory, read_json
 from .score.baselines import knn, nearest_prototype, untrained
 from .score.evaluate import evaluate_grid, result_row, result_table, write_result
 from .tasks.partition import Partitions, kmeans_partitions, label_partition
@@ -204,6 +204,7 @@ def _command(func):
         args = {k: v for k,v in vars(parser.parse_args(argv)).items() if k not in ('pdb', 'xtra')}
         with warnings.catch_warnings():
             warnings.showwarning = lambda msg, *a, **kw: print(f'warning: {msg}', file=sys.stderr)
+            keep_memory()
             try: return func(**args)
             except KeyboardInterrupt: _stop('stopped; run the same command again to go on where it was.', 130)
             except (ValueError, OSError) as e: _stop(' '.join(str(e).split('\n\t')[-1].split()), 1) # fastai puts the event's name before a tab

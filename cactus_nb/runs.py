@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_json', 'read_json', 'save_tensors', 'load_tensors', 'seeded', 'git_commit', 'environment', 'Run',
-           'ResumeCallback', 'HistoryCallback', 'trim_memory', 'TrimCallback']
+           'ResumeCallback', 'HistoryCallback', 'trim_memory', 'TrimCallback', 'keep_memory']
 
 # %% ../nbs/05_runs.ipynb #c002
 import ctypes, json, platform, subprocess, time
@@ -239,3 +239,10 @@ class TrimCallback(Callback):
     "Call `trim_memory` after every epoch"
     order = ResumeCallback.order+2
     def after_epoch(self): trim_memory()
+
+# %% ../nbs/05_runs.ipynb #c059
+def keep_memory() -> bool:
+    "Keep freed memory in the process until `trim_memory`, instead of returning it after each step; False where the C library is not glibc"
+    most, trim_threshold, mmap_threshold = 2**30, -1, -3 # the last two are mallopt's names, from malloc.h
+    try: libc = ctypes.CDLL('libc.so.6'); return all(libc.mallopt(o, most) for o in (trim_threshold, mmap_threshold))
+    except (OSError, AttributeError): return False
