@@ -303,9 +303,9 @@ def _training_tasks(run, train, images, oracle):
 def _images_of(run, data, root, split):
     "`(images, info)`: the split of the data set that a run was trained on, if these are the same images"
     info = run_info(run)
-    python = 'In Python: evaluate(load_run(path), images).'
+    python = 'In Python, evaluate(load_run(path), images) takes any labelled images.'
     if not {'data', 'split', 'seed'} <= {*info}: raise ValueError(f"{run} does not say how its data was split, so its test classes are not known. {python}")
-    if data not in (None, info['data']): raise ValueError(f"{run} was trained on {info['data']!r}, not on {data!r}. Leave --data out, or cross data sets: {python}")
+    if data not in (None, info['data']): raise ValueError(f"{run} was trained on {info['data']!r}, not on {data!r}. Leave --data out. {python}")
     parts = dict(zip(('train', 'valid', 'test'), load_splits(info | dict(root=root or info.get('root')))))
     now, then = parts['train'].fingerprint, info.get('fingerprint')
     if then not in (None, now): raise ValueError(f"The images of {info['data']} are not those that {run} was trained on (fingerprint {now}, then {then}). Give the --root it was trained on.")
