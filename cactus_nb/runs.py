@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 
-import cactus_nb, numpy as np, torch
+import cactus_nb, torch
 from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.tracker import TrackerCallback
-from fastai.learner import Learner
 from safetensors import safe_open
 from safetensors.torch import save
 from .data.core import atomic_write

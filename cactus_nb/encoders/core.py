@@ -10,8 +10,6 @@ __all__ = ['check_embedding', 'Encoder', 'PCA', 'ImageDataset', 'ImageLoader', '
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
-from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -153,7 +151,7 @@ def image_dls(
     device=None,           # Where the pixels live; `cpu` if None
 ) -> DataLoaders:
     "Batches of images for a stock `Learner` that learns without labels"
-    x, rows = torch.from_numpy(np.ascontiguousarray(images.x)), torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    x, rows = torch.from_numpy(np.ascontiguousarray(images.x)).to(device or 'cpu'), torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     n = max(1, int(valid_pct*len(images)))
     ds = [ImageDataset(x, r, seed) for r in (rows[n:], rows[:n])]
     dls = DataLoaders(ImageLoader(ds[0], bs=bs, shuffle=True, drop_last=len(ds[0]) > bs), ImageLoader(ds[1], bs=bs))
@@ -270,7 +268,6 @@ class OwnEmbedding(Encoder):
         if isinstance(z, (str, Path)): z = _load_npy(z)
         if images is None: raise ValueError('Rows are looked up by image: give the images too, in the order of the rows.')
         self.z, self.row = check_embedding(z, len(images)), {id: i for i,id in enumerate(images.ids)}
-        if len(self.row) < len(self.z): raise ValueError(f"{len(self.z)-len(self.row)} images share an id with another, so rows cannot be told apart. Give each image its own id.")
 
     def _fit(self, images): self._embed(images)
 
