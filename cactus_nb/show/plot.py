@@ -115,7 +115,7 @@ def show_tasks(
 # %% ../../nbs/50_show.plot.ipynb #c020
 def _show_task(ax, images, rows, k_shot, guess, t):
     (n_way, need), (c, h, w) = rows.shape, images.shape
-    right, n_query = None if guess is None else guess == np.arange(n_way)[:,None], need-k_shot
+    right = None if guess is None else guess == np.arange(n_way)[:,None]
     frames = {} if guess is None else {i: _right if ok else _wrong for i,ok in enumerate(right.flatten())}
     support, query = [image_strip(images.x[r.flatten()], f, n_cols=r.shape[1]) for r,f in ((rows[:,:k_shot], {}), (rows[:,k_shot:], frames))]
     cut = support.shape[1] + 10
