@@ -206,26 +206,29 @@ class InnerLoop:
 @patch
 @torch.no_grad()
 def step_logits(self:InnerLoop,
-    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, float in 0..1
+    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, uint8 or float in 0..1
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
 ) -> torch.Tensor:   # `[inner_steps + 1, B, n, n_way]` on the network's device
     "Class scores of queries before the first inner step and after each"
-    n_way, was, device = int(ys.max())+1, self.model.training, next(self.model.parameters()).device
+    n_way, was, bs = int(ys.max())+1, self.model.training, max(1, self.budget//(xs[0].numel() + xq[0].numel()))
     self.model.eval()
-    try: return torch.cat([self._chunk(*(o.to(device) for o in part), n_way) for part in zip(*(o.split(max(1, self.budget//(xs[0].numel() + xq[0].numel()))) for o in (xs, ys, xq)))], 1)
+    try: return torch.cat([self._few_tasks(*part, n_way) for part in zip(xs.split(bs), ys.split(bs), xq.split(bs))], 1)
     finally: self.model.train(was)
 
 @patch
-def _chunk(self:InnerLoop, xs, ys, xq, n_way):
-    every = maml_steps(self.model, dict(self.model.named_parameters()), xs, ys, n_way=n_way, **self.settings)
+def _few_tasks(self:InnerLoop, xs, ys, xq, n_way):
+    params = dict(self.model.named_parameters())
+    device = next(iter(params.values())).device
+    xs, xq = [(x.float()/255 if x.dtype == torch.uint8 else x).to(device) for x in (xs, xq)]
+    every = maml_steps(self.model, params, xs, ys.to(device), n_way=n_way, **self.settings)
     return torch.stack([query_logits(self.model, tasks, xq, n_way) for tasks in every])
 
 # %% ../../nbs/31_meta.maml.ipynb #c065
 @patch
 @torch.no_grad()
 def task_logits(self:InnerLoop,
-    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, float in 0..1
+    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, uint8 or float in 0..1
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
 ) -> torch.Tensor:   # `[B, n, n_way]` on the network's device
@@ -288,7 +291,7 @@ def inner_loop(self:MAMLCallback) -> InnerLoop:
 
 @patch
 def task_logits(self:MAMLCallback,
-    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, float in 0..1
+    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, uint8 or float in 0..1
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
 ) -> torch.Tensor:   # `[B, n, n_way]` on the network's device
@@ -297,7 +300,7 @@ def task_logits(self:MAMLCallback,
 
 @patch
 def step_logits(self:MAMLCallback,
-    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, float in 0..1
+    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, uint8 or float in 0..1
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
 ) -> torch.Tensor:   # `[test_steps + 1, B, n, n_way]` on the network's device
