@@ -28,6 +28,7 @@ class FewShotResult:
     n_query: int         # Query images a class
     seed: int            # Seed of the tasks
     data: str            # Name and fingerprint of the images
+    per_step: np.ndarray|None = None # Where the method adapts in steps: accuracy after each `[steps + 1, n_tasks]`, percent
 
     def __repr__(self): return f"{self.n_way}-way {self.k_shot}-shot: {self.mean:.2f} ± {self.ci95:.2f} % over {self.n_tasks:,} tasks"
 
@@ -60,11 +61,11 @@ def __sub__(self:FewShotResult, other):
 
 # %% ../../nbs/40_score.evaluate.ipynb #c018
 class _Method:
-    "What `evaluate` needs: the features of all images once, then class scores of meta-batches"
+    "What `evaluate` needs: the features of all images once, then class scores of meta-batches, after each step where there are some"
     def __init__(self, method):
         if isinstance(method, Learner): method = few_shot_callback(method)
         self.of_images, self.embed = getattr(method, 'features', None), getattr(method, 'embed', None)
-        self.logits = method.logits if self.of_images or self.embed else getattr(method, 'task_logits', method)
+        self.logits = method.logits if self.of_images or self.embed else getattr(method, 'step_logits', getattr(method, 'task_logits', method))
         if not callable(self.logits): raise ValueError(f"{type(method).__name__} is no method. Give a Learner, or a function (xs, ys, xq) -> logits.")
 
     def features(self, images):
@@ -75,7 +76,7 @@ class _Method:
 # %% ../../nbs/40_score.evaluate.ipynb #c019
 @torch.no_grad()
 def _score(method, x, sampler, n_tasks, budget):
-    "Accuracy of each task, percent; meta-batches as large as `budget` bytes allow"
+    "Accuracy of each task `[..., n_tasks]`, percent, after each step where the method has some; meta-batches as large as `budget` bytes allow"
     need = sampler.n_way*(sampler.k_shot + sampler.n_query)
     bs, found = max(1, budget//(4*need*x[0].numel())), []
     for start in range(0, n_tasks, bs):
@@ -83,13 +84,13 @@ def _score(method, x, sampler, n_tasks, budget):
         xs, ys, xq, yq = gather_task(x, rows.to(x.device), sampler.k_shot)
         logits = method.logits(xs, ys, xq)
         _check_logits(logits, (len(rows), yq.shape[1], sampler.n_way), start)
-        found.append((logits.argmax(-1) == yq.to(logits.device)).float().mean(1).cpu())
-    return 100*torch.cat(found).double().numpy()
+        found.append((logits.argmax(-1) == yq.to(logits.device)).float().mean(-1).cpu())
+    return 100*torch.cat(found, -1).double().numpy()
 
 # %% ../../nbs/40_score.evaluate.ipynb #c020
 def _check_logits(logits, shape, start):
-    if tuple(logits.shape) != shape: raise ValueError(f"The method gave class scores {tuple(logits.shape)}; needed [tasks, queries, n_way] = {shape}.")
-    bad = logits.isnan().flatten(1).any(1)
+    if tuple(logits.shape[-3:]) != shape or logits.dim() > 4: raise ValueError(f"The method gave class scores {tuple(logits.shape)}; needed [tasks, queries, n_way] = {shape}.")
+    bad = (logits if logits.dim() == 3 else logits[-1]).isnan().flatten(1).any(1)
     if bad.any(): raise ValueError(f"The method gave NaN on task {start + int(bad.int().argmax())}. Check its training: a lower learning rate may help.")
 
 # %% ../../nbs/40_score.evaluate.ipynb #c021
@@ -111,9 +112,10 @@ def _evaluate(method, images, x, n_way, k_shot, n_query, n_tasks, seed, budget=2
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks.")
     sampler = TaskSampler(label_partition(images), n_way, k_shot, n_query, seed)
     x = method.features(images) if x is None else x
-    return FewShotResult(_score(method, x, sampler, n_tasks, budget), n_way, k_shot, n_query, seed, f'{images.name} {images.fingerprint}')
+    acc = _score(method, x, sampler, n_tasks, budget)
+    return FewShotResult(acc if acc.ndim == 1 else acc[-1], n_way, k_shot, n_query, seed, f'{images.name} {images.fingerprint}', None if acc.ndim == 1 else acc)
 
-# %% ../../nbs/40_score.evaluate.ipynb #c033
+# %% ../../nbs/40_score.evaluate.ipynb #c035
 def evaluate_grid(
     method,          # As for `evaluate`
     images:ImageSet, # Labelled images
@@ -128,22 +130,23 @@ def evaluate_grid(
     x = method.features(images)
     return {(w,k): _evaluate(method, images, x, w, k, n_query, n_tasks, seed) for w in listify(n_ways) for k in listify(k_shots)}
 
-# %% ../../nbs/40_score.evaluate.ipynb #c037
+# %% ../../nbs/40_score.evaluate.ipynb #c039
 def result_row(
     r:FewShotResult|None, # The result; None for a row that is still to be run
-    method:str,           # `knn`, `prototypes`, `untrained`, `cactus-protonets`, `oracle-protonets` …
+    method:str,           # `knn`, `prototypes`, `untrained`, `from-scratch`, `cactus-protonets`, `cactus-maml`, `oracle-maml` …
     embedding:str='none', # What tasks or distances were made from: `pca`, `autoencoder`, `own` …; `none` for oracles and untrained
     state:str='done',     # `done`, `partial` (fewer steps than the protocol) or `pending`
     **kwargs              # Further fields: `n_partitions`, `steps`, `bn`, `preset`, `transform`, variants
 ) -> dict:
-    "One row of a result file, accuracies in percent"
+    "One row of a result file, accuracies in percent; `by_step`, where the method adapts in steps, from before the first to after the last"
     base = dict(method=method, embedding=embedding, transform='none', n_partitions=None)
     task = {k: getattr(r, k, None) for k in ('n_way', 'k_shot', 'n_query', 'n_tasks')}
     rest = dict(steps=None, bn=None, preset=None, state=state if r else 'pending')
     score = dict(mean=None, ci95=None) if r is None else dict(mean=round(r.mean, 3), ci95=round(r.ci95, 3))
-    return base | task | rest | kwargs | score
+    steps = {} if getattr(r, 'per_step', None) is None else dict(by_step=[round(o, 2) for o in r.per_step.mean(1).tolist()])
+    return base | task | rest | kwargs | score | steps
 
-# %% ../../nbs/40_score.evaluate.ipynb #c038
+# %% ../../nbs/40_score.evaluate.ipynb #c040
 def write_result(
     path:str|Path,     # File to write
     rows:list,         # From `result_row`
@@ -161,14 +164,14 @@ def write_result(
     write_json(path, res)
     return res
 
-# %% ../../nbs/40_score.evaluate.ipynb #c041
+# %% ../../nbs/40_score.evaluate.ipynb #c043
 def row_name(
     row:dict, # Row of a result file
 ) -> str:
     "What to call a row: its method, and the embedding if there is one"
     return row['method'] if row['embedding'] == 'none' else f"{row['method']} ({row['embedding']})"
 
-# %% ../../nbs/40_score.evaluate.ipynb #c042
+# %% ../../nbs/40_score.evaluate.ipynb #c044
 def result_table(
     rows:list, # Rows of a result file
 ) -> pd.DataFrame:
