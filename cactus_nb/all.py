@@ -14,6 +14,7 @@ from .data.sets import *
 from .encoders.core import *
 from .kmeans import *
 from .meta.learner import *
+from .meta.maml import *
 from .meta.protonet import *
 from .runs import *
 from .score.baselines import *
