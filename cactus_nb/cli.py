@@ -32,7 +32,7 @@ presets = dict(
     glyphs  =dict(split=(900, 100, 237),   n_clusters=500, n_partitions=20, encoder_epochs=8,
                   protonets=dict(epochs=3, n_tasks=200, oracle_epochs=2), maml=dict(epochs=3, n_tasks=800, oracle_epochs=3, long_epochs=10)),
     omniglot=dict(split=(1100, 100, 423),  n_clusters=500, n_partitions=50, encoder_epochs=20,
-                  protonets=dict(epochs=10, n_tasks=300, oracle_epochs=5), maml=dict(epochs=5, n_tasks=1600, oracle_epochs=4, long_epochs=26)))
+                  protonets=dict(epochs=10, n_tasks=300, oracle_epochs=5), maml=dict(epochs=4, n_tasks=1600, oracle_epochs=3, long_epochs=26)))
 
 methods = dict(
     protonets=dict(bs=1, n_filters=64, lr=2e-3, n_valid=100, bn='running'),
@@ -208,25 +208,28 @@ def _check_tasks(cfg, train, valid, scored, n_ways, n_test):
         raise ValueError(f"MAML trained on tasks of n_way={cfg['n_way']} has so many outputs, but is to be scored at n_way={max(n_ways)}. Raise n_way, or score at fewer.")
 
 # %% ../nbs/60_cli.ipynb #c034
-def _before_training(cfg, shape):
-    "`(method's name, method, steps)` of the network without meta-learning"
-    if cfg['method'] == 'protonets': return 'untrained', untrained(conv4(shape[0], cfg['n_filters'], seed=cfg['seed']))
-    return 'from-scratch', from_scratch(conv4_classifier(cfg['n_way'], shape[0], shape[1], cfg['n_filters'], seed=cfg['seed']))
+def _without_training(cfg, shape, n_test):
+    "`(name, method, tasks)` of the network without meta-learning"
+    if cfg['method'] == 'protonets': return 'untrained', untrained(conv4(shape[0], cfg['n_filters'], seed=cfg['seed'])), n_test
+    return 'from-scratch', from_scratch(conv4_classifier(cfg['n_way'], shape[0], shape[1], cfg['n_filters'], seed=cfg['seed']), every=10), max(2, n_test//3)
 
 # %% ../nbs/60_cli.ipynb #c035
-def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
-    "Every method on the same tasks"
-    scored = [('knn', enc.name, knn(enc), {}), ('prototypes', enc.name, nearest_prototype(enc), {})]
-    for cfg,names in zip(cfgs, _folders(cfgs)):
-        method, bn, (path, oracle) = cfg['method'], dict(bn=cfg['bn']), [run.path if o == 'train' else run/o for o in names]
-        name, before = _before_training(cfg, test.shape)
-        scored += [(name, 'none', before, bn | dict(steps=0)),
-                   (f'cactus-{method}', enc.name, load_run(path), bn | dict(steps=run_info(path)['steps'], n_partitions=cfg['n_partitions'])),
-                   (f'oracle-{method}', 'none', load_run(oracle), bn | dict(steps=run_info(oracle)['steps']))]
-    return [result_row(r, method, embedding, preset='demo', **more) for method,embedding,m,more in scored
-            for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n_test, seed=run.config['seed']).values()]
+def _to_score(learn, every=10): return learn.maml.inner_loop(every=every) if hasattr(learn, 'maml') else learn
 
 # %% ../nbs/60_cli.ipynb #c036
+def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
+    "Every method on the same tasks"
+    scored = [('knn', enc.name, knn(enc), n_test, {}), ('prototypes', enc.name, nearest_prototype(enc), n_test, {})]
+    for cfg,names in zip(cfgs, _folders(cfgs)):
+        method, bn, (path, oracle) = cfg['method'], dict(bn=cfg['bn']), [run.path if o == 'train' else run/o for o in names]
+        name, before, n = _without_training(cfg, test.shape, n_test)
+        scored += [(name, 'none', before, n, bn | dict(steps=0)),
+                   (f'cactus-{method}', enc.name, _to_score(load_run(path)), n_test, bn | dict(steps=run_info(path)['steps'], n_partitions=cfg['n_partitions'])),
+                   (f'oracle-{method}', 'none', _to_score(load_run(oracle)), n_test, bn | dict(steps=run_info(oracle)['steps']))]
+    return [result_row(r, method, embedding, preset='demo', **more) for method,embedding,m,n,more in scored
+            for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n, seed=run.config['seed']).values()]
+
+# %% ../nbs/60_cli.ipynb #c037
 def _save_figure(run, images, parts, z, learn, test, rows):
     import matplotlib
     from matplotlib import pyplot as plt
@@ -236,7 +239,7 @@ def _save_figure(run, images, parts, z, learn, test, rows):
     fig.savefig(run/'demo.png', dpi=100); plt.close(fig); plt.switch_backend(backend)
     return str(run/'demo.png')
 
-# %% ../nbs/60_cli.ipynb #c046
+# %% ../nbs/60_cli.ipynb #c047
 def _command(func):
     "A console command from a function with documented arguments"
     @wraps(func)
@@ -255,15 +258,16 @@ def _command(func):
     def _stop(msg, code): print(f'{func.__name__}: {msg}', file=sys.stderr); raise SystemExit(code)
     return main
 
-# %% ../nbs/60_cli.ipynb #c048
+# %% ../nbs/60_cli.ipynb #c049
 def _report(res, *paths):
     "The table and where things are"
     table = result_table(res['rows']).to_string()
-    n = res['rows'][0]['n_tasks']
-    print(f"\nAccuracy in percent on classes of the {res['split']} split, {n:,} tasks each, ± 95 % interval\n\n{table}\n")
+    n = max(o['n_tasks'] for o in res['rows'])
+    fewer = ''.join({f"; {o['method']}: the first {o['n_tasks']:,} of them" for o in res['rows'] if o['n_tasks'] < n})
+    print(f"\nAccuracy in percent on classes of the {res['split']} split, {n:,} tasks each{fewer}, ± 95 % interval\n\n{table}\n")
     print(f"{res['seconds']:.0f} s on {res['device']}. " + ', '.join(map(str, paths)))
 
-# %% ../nbs/60_cli.ipynb #c049
+# %% ../nbs/60_cli.ipynb #c050
 @_command
 def cactus_demo(
     data:str='glyphs',     # glyphs (drawn here, nothing to download) or omniglot
@@ -273,7 +277,7 @@ def cactus_demo(
     root:str=None,         # Folder of the data set, where it is not in $CACTUS_DATA
     epochs:int=None,       # Epochs of meta-training, of n_tasks tasks each
     n_tasks:int=None,      # Tasks in an epoch
-    n_test:int=1000,       # Tasks to score on
+    n_test:int=None,       # Tasks to score on; 1000 if not given, 300 where MAML is shown
     fresh:store_true=False,# Delete the run folder first instead of going on with it?
 ):
     "From unlabelled images to a few-shot accuracy with an interval and a picture"
@@ -281,10 +285,11 @@ def cactus_demo(
     out = Path(out or f'cactus_runs/demo-{data}' + ('' if method == 'protonets' else f'-{method}'))
     cfgs = [preset(data, m, seed=seed, root=root, epochs=epochs, n_tasks=n_tasks) for m in (methods if method == 'both' else [method])]
     if fresh: _clear(out)
+    if n_test is None: n_test = 1000 if method == 'protonets' else 300
     res = demo(cfgs[0], out, n_test=n_test, second=cfgs[1] if method == 'both' else None)
     _report(res, f"{out/'result.json'}", res['figure'])
 
-# %% ../nbs/60_cli.ipynb #c051
+# %% ../nbs/60_cli.ipynb #c052
 def _clear(path):
     "Remove a run folder, and nothing else"
     import shutil
@@ -293,7 +298,7 @@ def _clear(path):
     if not ours: raise ValueError(f"{path} is no run folder of this library, so --fresh leaves it alone. Give another --out.")
     shutil.rmtree(path)
 
-# %% ../nbs/60_cli.ipynb #c054
+# %% ../nbs/60_cli.ipynb #c055
 @_command
 def cactus_train(
     data:str='glyphs',        # glyphs or omniglot
@@ -336,19 +341,19 @@ def cactus_train(
     run, images, oracle = Run(out, cfg | dict(fingerprint=train.fingerprint), since=start), train.unlabelled(), method.startswith('oracle')
     name, parts = _training_tasks(run, train, images, oracle)
     learn = train_stage(run, train if oracle else images, parts, None if pseudo_valid else valid)
-    with run.stage('score'): grid = evaluate_grid(learn, valid, n_ways, 1, n_tasks=n_test, seed=seed)
+    with run.stage('score'): grid = evaluate_grid(_to_score(learn), valid, n_ways, 1, n_tasks=n_test, seed=seed)
     more = dict(bn=cfg['bn'], steps=run_info(out)['steps'], n_partitions=None if oracle else len(parts))
     rows = [result_row(r, method if oracle else f'cactus-{method}', name, **more) for r in grid.values()]
     _report(_write(out, rows, 'cactus_train', data, 'valid', run.seconds, seed), f"cactus_eval --run {out} scores it on test classes")
 
-# %% ../nbs/60_cli.ipynb #c055
+# %% ../nbs/60_cli.ipynb #c056
 def _training_tasks(run, train, images, oracle):
     "`(embedding, partitions)` that the run trains on"
     if oracle: return 'none', label_partition(train)
     enc, z = embed_stage(run, images)
     return enc.name, partition_stage(run, z)
 
-# %% ../nbs/60_cli.ipynb #c057
+# %% ../nbs/60_cli.ipynb #c058
 def _images_of(run, data, root, split):
     "`(images, info)`: the split of the data set that a run was trained on, if these are the same images"
     info = run_info(run)
@@ -360,18 +365,18 @@ def _images_of(run, data, root, split):
     if then not in (None, now): raise ValueError(f"The images of {info['data']} are not those that {run} was trained on (fingerprint {now}, then {then}). Give the --root it was trained on.")
     return parts[split], info
 
-# %% ../nbs/60_cli.ipynb #c058
+# %% ../nbs/60_cli.ipynb #c059
 def _names(info, cfg):
     "`(method, embedding)` of a run, as a result row names them"
     if info['kind'] == 'labels': return f"oracle-{info['method']}", 'none'
     return f"cactus-{info['method']}", 'own' if cfg.get('embedding') else cfg.get('encoder', 'own')
 
-# %% ../nbs/60_cli.ipynb #c059
+# %% ../nbs/60_cli.ipynb #c060
 def _numbers(text, name):
     try: return [int(o) for o in str(text).split(',')]
     except ValueError: raise ValueError(f"--{name} {text}: give whole numbers with commas between, such as 5,20.") from None
 
-# %% ../nbs/60_cli.ipynb #c060
+# %% ../nbs/60_cli.ipynb #c061
 def _as_asked(run, info, n_way, test_steps, fresh_head):
     "`(learner, ways to score)`"
     maml, most = info['method'] == 'maml', info['n_way']
@@ -379,7 +384,7 @@ def _as_asked(run, info, n_way, test_steps, fresh_head):
     n_ways = _numbers(n_way or ','.join(str(w) for w in (5, 20) if not maml or fresh_head or w <= most) or most, 'n_way')
     return load_run(run, **{k: v for k,v in dict(test_steps=test_steps, head='fresh' if fresh_head else None).items() if v is not None}), n_ways
 
-# %% ../nbs/60_cli.ipynb #c061
+# %% ../nbs/60_cli.ipynb #c062
 @_command
 def cactus_eval(
     run:str=None,        # Run folder that cactus_train or cactus_demo wrote; needed
@@ -389,6 +394,7 @@ def cactus_eval(
     n_test:int=1000,     # Tasks for each combination
     split:str='test',    # valid or test
     test_steps:int=None, # MAML: inner steps; those of the run if not given
+    every:int=10,        # MAML: keep the accuracy after each so many inner steps; 1 takes up to twice the time
     fresh_head:store_true=False, # MAML: start each task from a new head, also for more classes than the run has outputs for?
     data:str=None,       # The data set that the run was trained on; another one is an error
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA
@@ -398,10 +404,11 @@ def cactus_eval(
     start = time.perf_counter()
     if run is None: raise ValueError("--run is needed: the folder that cactus_train or cactus_demo wrote.")
     _one_of(split=(split, ('valid', 'test')))
+    if every < 1: raise ValueError(f"every={every}: give at least 1.")
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, n_way, test_steps, fresh_head)
-    grid = evaluate_grid(learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_query, n_test, seed)
+    grid = evaluate_grid(_to_score(learn, every), images, n_ways, _numbers(k_shot, 'k_shot'), n_query, n_test, seed)
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
     trained = dict(seconds=sum(stages.values()), commits=env.get('commits'), config=cfg)
     changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None).items() if v is not None}

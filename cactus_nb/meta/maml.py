@@ -196,10 +196,12 @@ class InnerLoop:
         model:nn.Module,     # Images to class scores
         inner_lr:float=0.05, # Step size
         inner_steps:int=50,  # Gradient steps; the paper's at test
+        every:int=1,         # Keep the scores after each so many steps, and after the last
         budget:int=2**19,    # Pixels of support and query images at a time, in float numbers
         **kwargs             # `inner_loss`, `adapt`, `head`: see `maml_steps`
     ):
         self.model, self.budget, self.settings = model, budget, dict(inner_lr=inner_lr, inner_steps=inner_steps) | kwargs
+        self.steps = sorted({*range(0, inner_steps+1, every), inner_steps}) # after which scores are kept
         _check_settings(model, **dict(inner_loss='mean', adapt='all', head='first') | {k: v for k,v in self.settings.items() if k != 'inner_lr'})
 
 # %% ../../nbs/31_meta.maml.ipynb #c064
@@ -209,8 +211,8 @@ def step_logits(self:InnerLoop,
     xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, uint8 or float in 0..1
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
-) -> torch.Tensor:   # `[inner_steps + 1, B, n, n_way]` on the network's device
-    "Class scores of queries before the first inner step and after each"
+) -> torch.Tensor:   # `[len(steps), B, n, n_way]` on the network's device
+    "Class scores of queries before the first inner step and after each of `self.steps`"
     n_way, was, bs = int(ys.max())+1, self.model.training, max(1, self.budget//(xs[0].numel() + xq[0].numel()))
     self.model.eval()
     try: return torch.cat([self._few_tasks(*part, n_way) for part in zip(xs.split(bs), ys.split(bs), xq.split(bs))], 1)
@@ -221,8 +223,8 @@ def _few_tasks(self:InnerLoop, xs, ys, xq, n_way):
     params = dict(self.model.named_parameters())
     device = next(iter(params.values())).device
     xs, xq = [(x.float()/255 if x.dtype == torch.uint8 else x).to(device) for x in (xs, xq)]
-    every = maml_steps(self.model, params, xs, ys.to(device), n_way=n_way, **self.settings)
-    return torch.stack([query_logits(self.model, tasks, xq, n_way) for tasks in every])
+    adapted = maml_steps(self.model, params, xs, ys.to(device), n_way=n_way, **self.settings)
+    return torch.stack([query_logits(self.model, tasks, xq, n_way) for step,tasks in enumerate(adapted) if step in self.steps])
 
 # %% ../../nbs/31_meta.maml.ipynb #c065
 @patch
@@ -285,9 +287,11 @@ def after_batch(self:MAMLCallback):
 
 # %% ../../nbs/31_meta.maml.ipynb #c073
 @patch
-def inner_loop(self:MAMLCallback) -> InnerLoop:
-    "The learner's network with `test_steps`, to be used on tasks"
-    return InnerLoop(get_model(self.learn.model), inner_steps=self.test_steps, **{k: v for k,v in self.settings.items() if k != 'first_order'})
+def inner_loop(self:MAMLCallback,
+    **kwargs # For `InnerLoop`: `every`, `budget`, `inner_steps` instead of `test_steps`
+) -> InnerLoop:
+    "The learner's network with its settings, to be used on tasks"
+    return InnerLoop(get_model(self.learn.model), **dict(inner_steps=self.test_steps) | kwargs, **{k: v for k,v in self.settings.items() if k != 'first_order'})
 
 @patch
 def task_logits(self:MAMLCallback,
@@ -297,12 +301,3 @@ def task_logits(self:MAMLCallback,
 ) -> torch.Tensor:   # `[B, n, n_way]` on the network's device
     "Class scores of queries after `test_steps`"
     return self.inner_loop().task_logits(xs, ys, xq)
-
-@patch
-def step_logits(self:MAMLCallback,
-    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, uint8 or float in 0..1
-    ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
-    xq:torch.Tensor, # Query images `[B, n, c, h, w]`
-) -> torch.Tensor:   # `[test_steps + 1, B, n, n_way]` on the network's device
-    "Class scores of queries before the first inner step and after each of `test_steps`"
-    return self.inner_loop().step_logits(xs, ys, xq)

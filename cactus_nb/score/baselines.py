@@ -72,7 +72,7 @@ def from_scratch(
     model:nn.Module,      # Images to class scores, such as `conv4_classifier(n_way, seed=0)`
     inner_lr:float=0.1,   # Step size; the official script's
     inner_steps:int=200,  # Gradient steps on all support images at once; the official script's
-    **kwargs              # For `InnerLoop`: `inner_loss`, `adapt` …
+    **kwargs              # For `InnerLoop`: `every`, `inner_loss`, `adapt` …
 ) -> InnerLoop:
     "Fit a network to the support images of each task (official `baselines.sh`: MAML's test on random weights, so the `official` loss and no norms)"
     return InnerLoop(model, inner_lr, inner_steps, **dict(inner_loss='official', adapt='weights') | kwargs)

@@ -28,7 +28,8 @@ class FewShotResult:
     n_query: int         # Query images a class
     seed: int            # Seed of the tasks
     data: str            # Name and fingerprint of the images
-    per_step: np.ndarray|None = None # Where the method adapts in steps: accuracy after each `[steps + 1, n_tasks]`, percent
+    per_step: np.ndarray|None = None # Where the method adapts in steps: accuracy after `steps`, `[len(steps), n_tasks]`, percent
+    steps: list|None = None  # Their numbers, from 0: before the first
 
     def __repr__(self): return f"{self.n_way}-way {self.k_shot}-shot: {self.mean:.2f} ± {self.ci95:.2f} % over {self.n_tasks:,} tasks"
 
@@ -64,8 +65,10 @@ class _Method:
     "What `evaluate` needs: the features of all images once, then class scores of meta-batches, after each step where there are some"
     def __init__(self, method):
         if isinstance(method, Learner): method = few_shot_callback(method)
+        if hasattr(method, 'inner_loop'): method = method.inner_loop()
         self.of_images, self.embed = getattr(method, 'features', None), getattr(method, 'embed', None)
         self.logits = method.logits if self.of_images or self.embed else getattr(method, 'step_logits', getattr(method, 'task_logits', method))
+        self.steps = getattr(method, 'steps', None)
         if not callable(self.logits): raise ValueError(f"{type(method).__name__} is no method. Give a Learner, or a function (xs, ys, xq) -> logits.")
 
     def features(self, images):
@@ -113,7 +116,7 @@ def _evaluate(method, images, x, n_way, k_shot, n_query, n_tasks, seed, budget=2
     sampler = TaskSampler(label_partition(images), n_way, k_shot, n_query, seed)
     x = method.features(images) if x is None else x
     acc = _score(method, x, sampler, n_tasks, budget)
-    return FewShotResult(acc if acc.ndim == 1 else acc[-1], n_way, k_shot, n_query, seed, f'{images.name} {images.fingerprint}', None if acc.ndim == 1 else acc)
+    return FewShotResult(acc if acc.ndim == 1 else acc[-1], n_way, k_shot, n_query, seed, f'{images.name} {images.fingerprint}', *(() if acc.ndim == 1 else (acc, method.steps)))
 
 # %% ../../nbs/40_score.evaluate.ipynb #c035
 def evaluate_grid(
@@ -143,7 +146,7 @@ def result_row(
     task = {k: getattr(r, k, None) for k in ('n_way', 'k_shot', 'n_query', 'n_tasks')}
     rest = dict(steps=None, bn=None, preset=None, state=state if r else 'pending')
     score = dict(mean=None, ci95=None) if r is None else dict(mean=round(r.mean, 3), ci95=round(r.ci95, 3))
-    steps = {} if getattr(r, 'per_step', None) is None else dict(by_step=[round(o, 2) for o in r.per_step.mean(1).tolist()])
+    steps = {} if getattr(r, 'per_step', None) is None else dict(by_step={s: round(o, 2) for s,o in zip(r.steps, r.per_step.mean(1).tolist())})
     return base | task | rest | kwargs | score | steps
 
 # %% ../../nbs/40_score.evaluate.ipynb #c040
