@@ -5,6 +5,7 @@ import pytest, torch
 from cactus_nb.runs import load_tensors
 
 FEW = '--encoder pca --n_clusters 100 --n_partitions 2 --n_way 5 --epochs 6 --n_tasks 40 --n_test 20'.split()
+ARGS = dict(protonets=FEW, maml=[*FEW, *'--method maml --inner_steps 2 --test_steps 3'.split()])
 
 
 def start(command, *args, **kwargs):
@@ -21,11 +22,11 @@ def finish(*args, **kwargs):
     return p.returncode, out, err.strip()
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-    "A run that nobody interrupted"
-    path = tmp_path_factory.mktemp('runs')/'whole'
-    code, out, err = finish('cactus_train', '--out', path, *FEW)
+@pytest.fixture(scope='module', params=ARGS)
+def whole(tmp_path_factory, request):
+    "A run that nobody interrupted, in a folder named after its method"
+    path = tmp_path_factory.mktemp('runs')/request.param
+    code, out, err = finish('cactus_train', '--out', path, *ARGS[request.param])
     assert code == 0, err
     return path
 
@@ -36,7 +37,7 @@ def test_form_of_result(whole):
     assert {'command', 'data', 'split', 'seconds', 'device', 'commit', 'seed', 'rows'} <= {*res}
     want = {'method', 'embedding', 'transform', 'n_partitions', 'n_way', 'k_shot', 'n_query', 'n_tasks', 'steps', 'bn', 'preset', 'state', 'mean', 'ci95'}
     assert all(want <= {*r} and r['state'] == 'done' and 0 < r['mean'] <= 100 and r['ci95'] > 0 for r in res['rows'])
-    assert res['split'] == 'valid' and res['rows'][0]['method'] == 'cactus-protonets' and res['rows'][0]['embedding'] == 'pca'
+    assert res['split'] == 'valid' and res['rows'][0]['method'] == f'cactus-{whole.name}' and res['rows'][0]['embedding'] == 'pca'
     assert {'config.json', 'env.json', 'history.csv', 'model.safetensors', 'partitions.npz', 'result.json'} <= {o.name for o in whole.iterdir()}
 
 
@@ -44,7 +45,7 @@ def test_form_of_result(whole):
 def test_resumes(whole, tmp_path, sig):
     "Stopped in the middle of training, the same command goes on and ends at the same weights."
     path = tmp_path/'run'
-    p = start('cactus_train', '--out', path, *FEW)
+    p = start('cactus_train', '--out', path, *ARGS[whole.name])
     for _ in range(1200):
         if (path/'checkpoint.safetensors').exists() and load_tensors(path/'checkpoint.safetensors')[1]['epochs'] >= 2: break
         time.sleep(0.05)
@@ -52,7 +53,7 @@ def test_resumes(whole, tmp_path, sig):
     _, err = p.communicate(timeout=60)
     assert not (path/'model.safetensors').exists(), 'it was too late to stop it'
     if sig == signal.SIGINT: assert p.returncode == 130 and 'run the same command again' in err and 'Traceback' not in err
-    code, out, err = finish('cactus_train', '--out', path, *FEW)
+    code, out, err = finish('cactus_train', '--out', path, *ARGS[whole.name])
     assert code == 0, err
     a, b = [load_tensors(o/'model.safetensors')[0] for o in (whole, path)]
     for k in a: assert torch.equal(a[k], b[k]), k

@@ -157,10 +157,12 @@ def maml_adapt(
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
     inner_lr:float=0.05, # Step size
     inner_steps:int=5,   # Gradient steps
+    first_order:bool=False, # Leave second derivatives out?
+    inner_loss:str='mean',  # `mean` cross-entropy, or `official`: n_way times the mean
     **kwargs
 ) -> dict: # `{name: [B, ...]}`, differentiable in `params`
     "Every task's own parameters after the inner loop; see `maml_steps`"
-    for tasks in maml_steps(model, params, xs, ys, inner_lr, inner_steps, **kwargs): pass
+    for tasks in maml_steps(model, params, xs, ys, inner_lr, inner_steps, first_order, inner_loss, **kwargs): pass
     return tasks
 
 # %% ../../nbs/31_meta.maml.ipynb #c040
@@ -183,11 +185,13 @@ def maml_logits(
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
     inner_lr:float=0.05, # Step size
     inner_steps:int=5,   # Gradient steps
+    first_order:bool=False, # Leave second derivatives out?
+    inner_loss:str='mean',  # `mean` cross-entropy, or `official`: n_way times the mean
     n_way:int|None=None, # Classes in a task; the number of outputs if None
     **kwargs
 ) -> torch.Tensor: # `[B, n, n_way]`, differentiable in `params`
     "Class scores of queries after the inner loop; see `maml_steps`"
-    return query_logits(model, maml_adapt(model, params, xs, ys, inner_lr, inner_steps, n_way=n_way, **kwargs), xq, n_way)
+    return query_logits(model, maml_adapt(model, params, xs, ys, inner_lr, inner_steps, first_order, inner_loss, n_way=n_way, **kwargs), xq, n_way)
 
 # %% ../../nbs/31_meta.maml.ipynb #c063
 class InnerLoop:
@@ -207,37 +211,41 @@ class InnerLoop:
 # %% ../../nbs/31_meta.maml.ipynb #c064
 @patch
 @torch.no_grad()
+def _logits(self:InnerLoop, xs, ys, xq, steps):
+    n_way, was, bs = int(ys.max())+1, self.model.training, max(1, self.budget//(xs[0].numel() + xq[0].numel()))
+    self.model.eval()
+    try: return torch.cat([self._few_tasks(*part, n_way, steps) for part in zip(xs.split(bs), ys.split(bs), xq.split(bs))], 1)
+    finally: self.model.train(was)
+
+@patch
+def _few_tasks(self:InnerLoop, xs, ys, xq, n_way, steps):
+    params = dict(self.model.named_parameters())
+    device = next(iter(params.values())).device
+    xs, xq = [(x.float()/255 if x.dtype == torch.uint8 else x).to(device) for x in (xs, xq)]
+    adapted = maml_steps(self.model, params, xs, ys.to(device), n_way=n_way, **self.settings)
+    return torch.stack([query_logits(self.model, tasks, xq, n_way) for step,tasks in enumerate(adapted) if step in steps])
+
+# %% ../../nbs/31_meta.maml.ipynb #c065
+@patch
 def step_logits(self:InnerLoop,
     xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, uint8 or float in 0..1
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
 ) -> torch.Tensor:   # `[len(steps), B, n, n_way]` on the network's device
-    "Class scores of queries before the first inner step and after each of `self.steps`"
-    n_way, was, bs = int(ys.max())+1, self.model.training, max(1, self.budget//(xs[0].numel() + xq[0].numel()))
-    self.model.eval()
-    try: return torch.cat([self._few_tasks(*part, n_way) for part in zip(xs.split(bs), ys.split(bs), xq.split(bs))], 1)
-    finally: self.model.train(was)
+    "Class scores of queries after each of `self.steps`, of which 0 is before the first"
+    return self._logits(xs, ys, xq, self.steps)
 
+# %% ../../nbs/31_meta.maml.ipynb #c066
 @patch
-def _few_tasks(self:InnerLoop, xs, ys, xq, n_way):
-    params = dict(self.model.named_parameters())
-    device = next(iter(params.values())).device
-    xs, xq = [(x.float()/255 if x.dtype == torch.uint8 else x).to(device) for x in (xs, xq)]
-    adapted = maml_steps(self.model, params, xs, ys.to(device), n_way=n_way, **self.settings)
-    return torch.stack([query_logits(self.model, tasks, xq, n_way) for step,tasks in enumerate(adapted) if step in self.steps])
-
-# %% ../../nbs/31_meta.maml.ipynb #c065
-@patch
-@torch.no_grad()
 def task_logits(self:InnerLoop,
     xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, uint8 or float in 0..1
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
 ) -> torch.Tensor:   # `[B, n, n_way]` on the network's device
     "Class scores of queries after the last inner step"
-    return self.step_logits(xs, ys, xq)[-1]
+    return self._logits(xs, ys, xq, self.steps[-1:])[0]
 
-# %% ../../nbs/31_meta.maml.ipynb #c070
+# %% ../../nbs/31_meta.maml.ipynb #c071
 class MAMLCallback(Callback):
     "Train a stock `Learner`'s model, images to class scores, by MAML on meta-batches `(xs, ys, xq, yq)`"
     order, run_valid = 1000, True
@@ -269,7 +277,7 @@ class MAMLCallback(Callback):
     def _give_back(self): get_model(self.learn.model).__dict__.pop('forward', None)
     before_fit = after_cancel_batch = after_cancel_fit = after_cancel_validate = _give_back
 
-# %% ../../nbs/31_meta.maml.ipynb #c072
+# %% ../../nbs/31_meta.maml.ipynb #c073
 @patch
 def _watch(self:MAMLCallback, step, losses): self.losses.append(losses) if losses.device.type != 'cpu' else check_loss(step, losses)
 
@@ -285,7 +293,7 @@ def after_batch(self:MAMLCallback):
         for step,o in enumerate(losses):
             if not o.isfinite().all(): _not_finite(step, o)
 
-# %% ../../nbs/31_meta.maml.ipynb #c073
+# %% ../../nbs/31_meta.maml.ipynb #c074
 @patch
 def inner_loop(self:MAMLCallback,
     **kwargs # For `InnerLoop`: `every`, `budget`, `inner_steps` instead of `test_steps`
