@@ -62,8 +62,7 @@ def proto_learner(
     **kwargs           # For `Learner`
 ) -> Learner:
     "A stock `Learner` that trains `model` as a prototypical network (paper, Table 6: Adam, 0.001, constant, so `fit`)"
-    metrics = metrics or (label_accuracy if dls.valid_ds.kind == 'labels' else pseudo_accuracy)
-    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), lr=lr, opt_func=opt_func, metrics=metrics, cbs=[ProtoNetCallback(distance), *L(cbs)], **kwargs)
+    return _learner(dls, model, ProtoNetCallback(distance), lr, opt_func, metrics, cbs, **kwargs)
 
 # %% ../../nbs/32_meta.learner.ipynb #c018
 def maml_learner(
