@@ -11,6 +11,7 @@ from fastai.callback.all import *
 from .backbones import *
 from .data.core import *
 from .data.sets import *
+from .data.transforms import *
 from .encoders.core import *
 from .kmeans import *
 from .meta.learner import *

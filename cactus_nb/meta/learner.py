@@ -106,9 +106,9 @@ def few_shot_callback(
 def describe(
     learn:Learner, # A learner made by `proto_learner` or `maml_learner`
 ) -> dict: # What `load_run` needs, JSON values only
-    "How a learner was made: method with its settings, backbone, shape of the images and kind of task"
+    "How a learner was made: method with its settings, backbone, shape of the images, kind of task and transform"
     ds = learn.dls.train_ds
-    return few_shot_callback(learn).config | dict(backbone=getattr(learn.model, 'config', None), shape=list(ds.x.shape[1:]), n_way=ds.n_way, k_shot=ds.k_shot, n_query=ds.n_query, kind=ds.kind)
+    return few_shot_callback(learn).config | dict(backbone=getattr(learn.model, 'config', None), shape=list(ds.x.shape[1:]), n_way=ds.n_way, k_shot=ds.k_shot, n_query=ds.n_query, kind=ds.kind, transform=ds.transform_name)
 
 # %% ../../nbs/32_meta.learner.ipynb #c025
 def save_run(
@@ -160,7 +160,7 @@ def load_run(
 
 # %% ../../nbs/32_meta.learner.ipynb #c030
 def _no_tasks(info):
-    ds = empty_dataset(info['shape'], info['n_way'], info['k_shot'], info['n_query'], info['kind'])
+    ds = empty_dataset(info['shape'], info['n_way'], info['k_shot'], info['n_query'], info['kind'], info.get('transform', 'none'))
     dls = DataLoaders(TaskLoader(ds, bs=1), TaskLoader(ds, bs=1)); dls.n_inp = 3
     return dls
 

@@ -12,6 +12,8 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from ..data.core import ImageSet
+from ..data.transforms import as_transform, check_transform
+from ..runs import seeded
 from .partition import Partitions, label_partition
 
 # %% ../../nbs/21_tasks.sample.ipynb #c007
@@ -31,7 +33,7 @@ def random_bits(
     n:int,              # Draws per task
 ) -> torch.Tensor:      # `[B, n]` int64 in 0 .. 2^62 - 1
     "Random bits that depend only on the seed, the task's number and the draw's"
-    start = _mix(_mix(torch.tensor(seed, device=tasks.device) + 0x1e3779b97f4a7c15) + tasks)
+    start = _mix(_mix(torch.tensor(seed) + 0x1e3779b97f4a7c15) + tasks)
     draws = torch.arange(1, n+1, device=tasks.device) * -0x61c8864680b583eb
     return _mix(start[:,None] + draws) & (2**62 - 1)
 
@@ -133,7 +135,11 @@ class TaskDataset:
         n_tasks:int,         # Tasks in a pass
         fixed:bool=False,    # The same tasks in every pass?
         kind:str='pseudo',   # What the tasks come from: `pseudo` (clusters) or `labels`
-    ): self.x, self.sampler, self.n_tasks, self.fixed, self.kind, self.passes = x, sampler, n_tasks, fixed, kind, 0
+        transform=None,      # What is done to their images, as for `task_dls`
+    ):
+        self.x, self.sampler, self.n_tasks, self.fixed, self.kind, self.passes = x, sampler, n_tasks, fixed, kind, 0
+        self.transform = _by_part(transform)
+        self.transform_name = '; '.join(t.name if k == 'all' else f'{k}: {t.name}' for k,t in self.transform.items()) or 'none'
 
     def __len__(self): return self.n_tasks
     def __getitem__(self, i): return i # the item is its number
@@ -175,11 +181,50 @@ class TaskLoader(DataLoader):
     "A fastai `DataLoader` whose items are task numbers and whose batches are meta-batches"
     def get_idxs(self): return list(self.dataset.numbers())
     def create_item(self, s): return s # a task's number
-    def create_batch(self, numbers): return self.dataset.sampler.rows_of(torch.tensor(numbers)) # of the tasks of a batch
-    def retain(self, res, b): return res # a tensor already
-    def after_batch(self, rows): return gather_task(self.dataset.x, rows.to(self.dataset.x.device), self.dataset.k_shot) # `[B, n_way, k_shot + n_query]`
+    def create_batch(self, numbers): tasks = torch.tensor(numbers); return self.dataset.sampler.rows_of(tasks), tasks # of the tasks of a batch
+    def retain(self, res, b): return res # tensors already
+    def after_batch(self, b): # rows `[B, n_way, k_shot + n_query]` and numbers of the tasks `[B]`
+        rows, tasks = b
+        return self.dataset.transformed(gather_task(self.dataset.x, rows.to(self.dataset.x.device), self.dataset.k_shot), tasks)
     def after_iter(self): self.dataset.passes += 1
     def to(self, device): self.device = torch.device(device); self.dataset.to(device) # pixels and sampler move along
+
+# %% ../../nbs/21_tasks.sample.ipynb #t002
+def _by_part(spec):
+    "What `task_dls` is given, as a transform for `all` images, or for `support` and `query`"
+    if not isinstance(spec, dict): spec = dict(all=spec)
+    elif {*spec} - {'support', 'query'}: raise ValueError(f"transform has the keys {', '.join(map(repr, spec))}. Give one transform for all images, or a dictionary with support, query or both.")
+    return {k: t for k,o in spec.items() if (t := as_transform(o))}
+
+# %% ../../nbs/21_tasks.sample.ipynb #t003
+_stream = 0x7472616e73666f72 # a seed's second stream; `transfor` in ASCII
+
+@patch
+def draws(self:TaskDataset,
+    tasks:torch.Tensor,  # Numbers of the tasks `[B]` int64
+    places:torch.Tensor, # Places of images in their task `[m]` int64: the support comes first, then the queries
+    n:int,               # Numbers for each image
+) -> torch.Tensor:       # `[B·m, n]` float32 in [0, 1)
+    "The random numbers that decide how images are transformed"
+    images = tasks[:,None]*(self.n_way*(self.k_shot + self.n_query)) + places
+    return (random_bits(self.sampler.seed ^ _stream, images.flatten(), n) >> 38).float()/2**24
+
+# %% ../../nbs/21_tasks.sample.ipynb #t004
+@patch
+def transformed(self:TaskDataset,
+    batch:tuple,        # A meta-batch from `gather_task`
+    tasks:torch.Tensor, # Numbers of its tasks `[B]` int64
+) -> tuple: # A meta-batch
+    "The same tasks with their images transformed; `batch` itself where there is no transform"
+    if not self.transform: return batch
+    xs, ys, xq, yq = batch
+    n, x, tasks = xs.shape[1], torch.cat([xs, xq], 1), tasks.to(xs.device)
+    places = torch.arange(x.shape[1], device=x.device)
+    for k,t in self.transform.items():
+        part = dict(all=slice(None), support=slice(n), query=slice(n, None))[k]
+        old = x[:,part]
+        x[:,part] = t(old.flatten(0, 1), self.draws(tasks, places[part], t.n_random)).reshape(old.shape)
+    return x[:,:n], ys, x[:,n:], yq
 
 # %% ../../nbs/21_tasks.sample.ipynb #c043
 def empty_dataset(
@@ -188,16 +233,19 @@ def empty_dataset(
     k_shot:int,  # Support images a class
     n_query:int, # Query images a class
     kind:str='pseudo', # As for `TaskDataset`
+    transform_name:str='none', # Of the transform that its learner was trained with
 ) -> TaskDataset:
     "A data set without images or tasks, for a learner that is only used"
     sampler = TaskSampler.__new__(TaskSampler)
     sampler.n_way, sampler.k_shot, sampler.n_query, sampler.seed, sampler.n_images = n_way, k_shot, n_query, 0, 0
     for k in ('rows', 'starts', 'sizes', 'counts', 'first'): setattr(sampler, k, torch.zeros(0, dtype=torch.int64))
-    return TaskDataset(torch.zeros(0, *shape, dtype=torch.uint8), sampler, 0, fixed=True, kind=kind)
+    ds = TaskDataset(torch.zeros(0, *shape, dtype=torch.uint8), sampler, 0, fixed=True, kind=kind)
+    ds.transform_name = transform_name
+    return ds
 
 # %% ../../nbs/21_tasks.sample.ipynb #c044
 @patch
-def new_empty(self:TaskDataset): return empty_dataset(self.x.shape[1:], self.n_way, self.k_shot, self.n_query, self.kind)
+def new_empty(self:TaskDataset): return empty_dataset(self.x.shape[1:], self.n_way, self.k_shot, self.n_query, self.kind, self.transform_name)
 
 # %% ../../nbs/21_tasks.sample.ipynb #c048
 def hold_out(
@@ -233,6 +281,7 @@ def task_dls(
     seed:int=0,             # Seed of the tasks
     device=None,            # Where pixels live and tasks are drawn; `cpu` if None
     num_workers:int=0,      # Processes that draw rows; drawing is cheap, so 0 is fastest
+    transform=None,         # Of the images of training tasks: anything that `as_transform` takes, or `dict(support=…, query=…)` of it
 ) -> DataLoaders:
     "Meta-batches `(xs, ys, xq, yq)` of pseudo-tasks for a stock `Learner`; raises `ValueError` if the partitions do not fit the images or the tasks"
     if partitions.n_images != len(images):
@@ -243,8 +292,10 @@ def task_dls(
     x, kind = pixels(images.unlabelled()), 'labels' if partitions.kind == 'labels' or valid is not None else 'pseudo'
     if valid is None: partitions, valid_parts = hold_out(partitions, valid_pct, n_way, k_shot+n_query, seed); x_valid = x
     else: valid_parts, x_valid = label_partition(valid), pixels(valid)
-    train = TaskDataset(x, TaskSampler(partitions, n_way, k_shot, n_query, seed), n_tasks, kind='labels' if partitions.kind == 'labels' else 'pseudo')
+    train = TaskDataset(x, TaskSampler(partitions, n_way, k_shot, n_query, seed), n_tasks, kind='labels' if partitions.kind == 'labels' else 'pseudo', transform=transform)
     held  = TaskDataset(x_valid, TaskSampler(valid_parts, n_way, k_shot, n_query, seed+1), n_valid, fixed=True, kind=kind)
     dls = DataLoaders(*(TaskLoader(ds, bs=bs, num_workers=num_workers) for ds in (train, held)))
     dls.to(device or 'cpu'); dls.n_inp = 3
+    for t in train.transform.values():
+        with seeded(seed): check_transform(t, train.x[:8].float()/255)
     return dls
