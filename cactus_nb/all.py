@@ -12,6 +12,7 @@ from .backbones import *
 from .data.core import *
 from .data.sets import *
 from .encoders.core import *
+from .encoders.whiten import *
 from .kmeans import *
 from .meta.learner import *
 from .meta.maml import *
