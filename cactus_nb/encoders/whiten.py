@@ -109,25 +109,25 @@ def _moments(blocks):
 
 # %% ../../nbs/10a_encoders.whiten.ipynb #d3f66a4b
 @patch
-def _principal(self:Whitened, images, d):
+def _principal(self:Whitened, images, m, d):
     "Mean `[d]`, variances `[m]` and directions `[m, d]`, the largest first"
-    n = self.args['n_components'] or d
     if d > _wide:
         from sklearn.decomposition import PCA
-        pca = PCA(n, svd_solver='randomized', random_state=0).fit(self.inner.embed(images))
+        pca = PCA(m, svd_solver='randomized', random_state=0).fit(self.inner.embed(images))
         return pca.mean_, pca.explained_variance_, pca.components_
     mean, cov = _moments(self._blocks(images))
     if not np.isfinite(cov).all(): self.inner.embed(images) # says which rows
     var, axes = np.linalg.eigh(cov)
-    return mean, var[::-1][:n].clip(0), axes.T[::-1][:n]
+    return mean, var[::-1][:m].clip(0), axes.T[::-1][:m]
 
 # %% ../../nbs/10a_encoders.whiten.ipynb #e59610c5
 @patch
 def _learn(self:Whitened, images):
     n, d = self.args['n_components'], self.inner._embed(images[:1]).shape[1]
     if n is None and d > _wide: raise ValueError(f"ZCA of {d:,} dimensions would need a covariance of {8*d*d/1e9:.1f} GB. Give n_components, such as 256.")
-    if not 1 <= (n or d) <= min(d, len(images)-1):
-        raise ValueError(f"Whitening to {n or d:,} of {d:,} dimensions, learnt from {len(images):,} images: at most {min(d, len(images)-1):,} can be learnt. " + ("Give n_components." if n is None else "Lower n_components."))
-    mean, var, axes = self._principal(images, d)
+    m, most = d if n is None else n, min(d, len(images)-1)
+    if not 1 <= m <= most:
+        raise ValueError(f"Whitening to {m:,} of {d:,} dimensions, learnt from {len(images):,} images: give n_components from 1 to {most:,}.")
+    mean, var, axes = self._principal(images, m, d)
     matrix = axes * (var + self.args['eps'])[:,None]**-0.5
-    self._state = dict(mean=np.float32(mean), matrix=np.float32(matrix if n else axes.T @ matrix))
+    self._state = {k: np.ascontiguousarray(v, np.float32) for k,v in dict(mean=mean, matrix=matrix if n else axes.T @ matrix).items()}

@@ -231,6 +231,7 @@ def label_partition(
     "The true classes as a single partition: for oracles and for scoring; raises `ValueError` if there are no labels"
     y = images.y if isinstance(images, ImageSet) else np.asarray(images)
     if y is None: raise ValueError(f"{images!r} has no labels, so its true classes are not known. Give a labelled ImageSet.")
+    if y.ndim != 1 or y.dtype.kind not in 'iu' or y.min(initial=0) < 0: raise ValueError(f"Labels are whole numbers [n] from 0 up; given {list(y.shape)} {y.dtype}.")
     return Partitions(_drop_small(y, min_size), [dict(partition=0, n_clusters=len(np.unique(y)))], 'labels')
 
 # %% ../../nbs/20_tasks.partition.ipynb #c035
