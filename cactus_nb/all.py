@@ -13,6 +13,7 @@ from .data.core import *
 from .data.sets import *
 from .data.transforms import *
 from .encoders.core import *
+from .encoders.whiten import *
 from .kmeans import *
 from .meta.learner import *
 from .meta.maml import *

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_embedding', 'Encoder', 'PCA', 'ImageDataset', 'ImageLoader', 'image_dls', 'Autoencoder', 'pixel_cross_entropy',
-           'OwnEmbedding']
+           'ModuleEncoder', 'OwnEmbedding']
 
 # %% ../../nbs/10_encoders.core.ipynb #c002
 from contextlib import nullcontext
@@ -20,27 +20,34 @@ from torch import nn
 from ..data.core import ImageSet
 from ..runs import ResumeCallback, TrimCallback, load_tensors, save_tensors, seeded
 
-# %% ../../nbs/10_encoders.core.ipynb #c007
-def check_embedding(
-    z:np.ndarray,    # Embedding `[n, d]`, any float or integer type
-    n:int|None=None, # Number of images that it must have rows for
-    to_cluster:bool=True, # Must it be fit to be clustered: at least 2 rows, not all equal?
-) -> np.ndarray:     # `[n, d]` float32
-    "Check an embedding and return it as float32; raises `ValueError` that says what is wrong"
-    z = np.asarray(z.detach().cpu() if torch.is_tensor(z) else z)
+# %% ../../nbs/10_encoders.core.ipynb #65065e77
+def _chunks(x, n=4096): return (x[i:i+n] for i in range(0, len(x), n))
+
+# %% ../../nbs/10_encoders.core.ipynb #ca88fa1e
+def _check_rows(z, n, to_cluster):
     if z.ndim != 2 or z.dtype.kind not in 'fiu': raise ValueError(f"An embedding is an array [n, d] of numbers; this one is {list(z.shape)} {z.dtype}. Flatten or convert it.")
     if n is not None and len(z) != n: raise ValueError(f"The embedding has {len(z):,} rows for {n:,} images. Give one row per image, in the same order.")
     if to_cluster and len(z) < 2: raise ValueError(f"The embedding has {len(z)} row(s): there is nothing to cluster. Give at least 2.")
-    z = z.astype(np.float32, copy=False)
-    bad = ~np.isfinite(z).all(1)
+    bad = np.concatenate([np.zeros(0, bool), *(~np.isfinite(np.float32(b)).all(1) for b in _chunks(z))])
     if bad.any(): raise ValueError(f"The embedding has NaN or infinity in {bad.sum():,} of {len(z):,} rows, the first is row {bad.argmax()}. Mend or drop these rows.")
-    if to_cluster and (z == z[0]).all(): raise ValueError(f"All {len(z):,} rows of the embedding are equal: the encoder has collapsed. Train it again, or with other settings.")
-    return z
+    if to_cluster and all((np.float32(b) == np.float32(z[0])).all() for b in _chunks(z)):
+        raise ValueError(f"All {len(z):,} rows of the embedding are equal: the encoder has collapsed. Train it again, or with other settings.")
+
+# %% ../../nbs/10_encoders.core.ipynb #c007
+def check_embedding(
+    z:np.ndarray,    # Embedding `[n, d]`, any float or integer type; or a tensor, or a memory map
+    n:int|None=None, # Number of images that it must have rows for
+    to_cluster:bool=True, # Must it be fit to be clustered: at least 2 rows, not all equal?
+) -> np.ndarray:     # `[n, d]` float32, not copied if it was that already
+    "Check an embedding and return it as float32; raises `ValueError` that says what is wrong"
+    z = np.asarray(z.detach().cpu() if torch.is_tensor(z) else z)
+    _check_rows(z, n, to_cluster)
+    return z.astype(np.float32, copy=False)
 
 # %% ../../nbs/10_encoders.core.ipynb #c011
 class Encoder:
     "Images to embeddings: `fit` on an `ImageSet`, then `embed` any images of the same shape"
-    name, known = 'own', {}
+    name, variant, known, config, _fitted = 'own', '', {}, {}, False # the first two are for tables: which embedding, and what was done to it
     def __init_subclass__(cls): super().__init_subclass__(); Encoder.known[cls.__name__] = cls
 
     def fit(self,
@@ -48,7 +55,11 @@ class Encoder:
     ): # The encoder itself
         "Learn from unlabelled images"
         self._fit(images.unlabelled())
+        self._fitted = True
         return self
+
+    def state(self): return None # arrays by name; None where they are not defined
+    def _ready(self): return self._fitted or bool(self.state())
 
 # %% ../../nbs/10_encoders.core.ipynb #c013
 @patch
@@ -56,7 +67,7 @@ def embed(self:Encoder,
     images:ImageSet, # Images to embed, of the shape that the encoder learnt from
 ) -> np.ndarray: # `[n, d]` float32
     "Embed images; raises `ValueError` if the outcome is no embedding, see `check_embedding`"
-    if not self.state(): raise ValueError(f"{type(self).__name__} has not learnt yet. Call fit first, or Encoder.load.")
+    if not self._ready(): raise ValueError(f"{type(self).__name__} has not learnt yet. Call fit first, or Encoder.load.")
     return check_embedding(self._embed(images.unlabelled()), len(images), to_cluster=False)
 
 # %% ../../nbs/10_encoders.core.ipynb #c015
@@ -64,19 +75,29 @@ def embed(self:Encoder,
 def save(self:Encoder,
     path:str|Path, # File to write, usually `.safetensors`
 ):
-    "Write the encoder to one safetensors file"
-    save_tensors(path, self.state(), dict(encoder=type(self).__name__, config=self.config))
+    "Write the encoder to one safetensors file; raises `ValueError` if its class does not define `state`"
+    state, name = self.state(), type(self).__name__
+    if state is None: raise ValueError(f"{name} does not define state and load_state, so it cannot be saved. Define them, or keep what it embeds with numpy.save.")
+    save_tensors(path, state, dict(encoder=name, config=self.config))
+
+# %% ../../nbs/10_encoders.core.ipynb #00850149
+def _make(path, meta, given):
+    "The encoder that a file's header describes, after the one that it wraps, if any"
+    name, config = meta.get('encoder'), meta.get('config')
+    if name not in Encoder.known:
+        raise ValueError(f"{path} holds encoder {name!r}; known here: {', '.join(Encoder.known)}. Import the module that defines it first.")
+    if 'encoder' in config: config, given = config | dict(encoder=_make(path, config['encoder'], given)), {}
+    return Encoder.known[name](**config, **given)
 
 # %% ../../nbs/10_encoders.core.ipynb #c016
 @patch(cls_method=True)
 def load(cls:Encoder,
     path:str|Path, # File that `save` wrote
+    **given        # Arguments of the constructor that no file holds: `device`, or the `model` of a `ModuleEncoder`
 ) -> Encoder:
     "Read an encoder of any known class; raises `FileNotFoundError`, or `ValueError` for a damaged or foreign file"
     state, meta = load_tensors(path)
-    if meta.get('encoder') not in Encoder.known:
-        raise ValueError(f"{path} holds encoder {meta.get('encoder')!r}; known here: {', '.join(Encoder.known)}. Import the module that defines it first.")
-    enc = Encoder.known[meta['encoder']](**meta['config'])
+    enc = _make(path, meta, given)
     enc.load_state(state)
     return enc
 
@@ -112,9 +133,6 @@ def load_state(self:PCA, state): self._state = {k: v.numpy() for k,v in state.it
 
 # %% ../../nbs/10_encoders.core.ipynb #c024
 def _flat(x): return x.reshape(len(x), -1).astype(np.float32)/255
-
-# %% ../../nbs/10_encoders.core.ipynb #c025
-def _chunks(x, n=4096): return (x[i:i+n] for i in range(0, len(x), n))
 
 # %% ../../nbs/10_encoders.core.ipynb #c032
 class ImageDataset:
@@ -255,20 +273,87 @@ def reconstruct(self:Autoencoder,
     x = self._embed(images, enc=lambda x: self.net(x).sigmoid())
     return ImageSet((x*255).round().astype(np.uint8), ids=images.ids)
 
+# %% ../../nbs/10_encoders.core.ipynb #8d2a836c
+class ModuleEncoder(Encoder):
+    "The output of a torch module, flattened"
+    _fitted = True # nothing to learn
+    def __init__(self,
+        model:nn.Module=None, # Float images `[n, c, h, w]` to `[n, ...]`; put into evaluation mode
+        size:int|tuple|None=None,  # Resize images to this height and width, pixels; None leaves them as they are
+        mean:float|list|None=None, # Subtracted from pixels in 0..1: one number, or one per channel
+        std:float|list|None=None,  # Then divided by this
+        channels:int|None=None, # Repeat a grey channel this often, for a network of colour images
+        pick=None,            # Function from what the module gives to the tensor to use; for modules that give more than one
+        bs:int=256,           # Images at a time
+        device=None,          # Where to compute; where the module's weights are if None
+    ):
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model is {type(model).__name__}, not an nn.Module. Give the module; to `Encoder.load` too, since a file holds weights and no code.")
+        self.config = dict(size=size, mean=_list(mean, 0.), std=_list(std, 1.), channels=channels, bs=bs)
+        self.model, self.pick = model.to(device) if device else model, pick or (lambda out: out)
+
+    def _fit(self, images): pass
+
+# %% ../../nbs/10_encoders.core.ipynb #6d7ed431
+def _list(v, default): return np.atleast_1d(default if v is None else v).tolist()
+
+# %% ../../nbs/10_encoders.core.ipynb #72f10f9b
+@patch
+def _prepare(self:ModuleEncoder, x):
+    "Pixels `[n, c, h, w]` uint8 as the module wants them"
+    c, like, n = self.config, next(self.model.parameters(), torch.zeros(())), self.config['channels'] or x.shape[1]
+    for k,v in dict(images=x.shape[1], mean=len(c['mean']), std=len(c['std'])).items():
+        if v not in (1, n): raise ValueError(f"{k}: {v} channels where {n} {'are' if n > 1 else 'is'} needed. Set channels={max(v, n)}, or give one value for all.")
+    x = (torch.tensor(x, device=like.device).float()/255).expand(-1, n, -1, -1)
+    if c['size']: x = F.interpolate(x, c['size'], mode='bilinear', antialias=True)
+    mean, std = (x.new_tensor(c[k]).view(-1, 1, 1) for k in ('mean', 'std'))
+    return ((x - mean)/std).to(like.dtype)
+
+# %% ../../nbs/10_encoders.core.ipynb #82a72ff7
+@patch
+def _numbers(self:ModuleEncoder, x):
+    "What the module makes of prepared images, as an array with a row for each"
+    try: out = self.pick(self.model(x))
+    except RuntimeError as e: raise ValueError(f"The module failed on images {tuple(x.shape)}: {str(e).splitlines()[0]} It may need another size= or channels=, or a smaller bs=.") from e
+    if not torch.is_tensor(out) or out.dim() < 2 or len(out) != len(x):
+        what = f'a tensor {tuple(out.shape)}' if torch.is_tensor(out) else f'a {type(out).__name__}'
+        raise ValueError(f"The module gave {what} for {len(x)} images; needed a tensor [n, ...] with a row for each. Choose one with pick=, such as pick=lambda out: out.pooler_output.")
+    return out.flatten(1).float().cpu().numpy()
+
+# %% ../../nbs/10_encoders.core.ipynb #7843f40e
+@patch
+@torch.no_grad()
+def _embed(self:ModuleEncoder, images):
+    self.model.eval()
+    return np.concatenate([self._numbers(self._prepare(x)) for x in _chunks(images.x, self.config['bs'])])
+
+# %% ../../nbs/10_encoders.core.ipynb #ef78b084
+@patch
+def state(self:ModuleEncoder): return self.model.state_dict()
+
+# %% ../../nbs/10_encoders.core.ipynb #3784dd55
+@patch
+def load_state(self:ModuleEncoder, state): # tensors by name
+    try: self.model.load_state_dict(state)
+    except RuntimeError as e: raise ValueError(f"The file holds the weights of another module. {' '.join(str(e).split())[:300]}") from e
+
 # %% ../../nbs/10_encoders.core.ipynb #c057
 class OwnEmbedding(Encoder):
     "An embedding made elsewhere, a row per image, looked up by image id"
     name = 'own'
     def __init__(self,
-        z:np.ndarray=None,    # Embedding `[n, d]`; or the path of a `.npy` file
+        z:np.ndarray=None,    # Embedding `[n, d]`; or the path of a `.npy` file, whose rows are read when they are asked for
         images:ImageSet=None, # The images that the rows belong to, in the same order
     ):
         self.config, self.z, self.row = {}, None, {}
         if z is None: return
         if isinstance(z, (str, Path)): z = _load_npy(z)
         if images is None: raise ValueError('Rows are looked up by image: give the images too, in the order of the rows.')
-        self.z, self.row = check_embedding(z, len(images)), {id: i for i,id in enumerate(images.ids)}
+        if isinstance(z, np.memmap): _check_rows(z, len(images), True)
+        else: z = check_embedding(z, len(images))
+        self.z, self.row = z, {id: i for i,id in enumerate(images.ids)}
 
+    def _ready(self): return self.z is not None
     def _fit(self, images): self._embed(images)
 
 # %% ../../nbs/10_encoders.core.ipynb #c058
@@ -276,11 +361,11 @@ class OwnEmbedding(Encoder):
 def _embed(self:OwnEmbedding, images):
     missing = [id for id in images.ids if id not in self.row]
     if missing: raise ValueError(f"{len(missing):,} of {len(images):,} images have no row in the embedding, the first is {missing[0]!r}. Embed all images, then split.")
-    return self.z[[self.row[id] for id in images.ids]]
+    return self.z[[self.row[id] for id in images.ids]].astype(np.float32, copy=False)
 
 # %% ../../nbs/10_encoders.core.ipynb #c059
 @patch
-def state(self:OwnEmbedding): return {} if self.z is None else dict(z=self.z, ids=np.frombuffer('\n'.join(self.row).encode(errors='surrogateescape'), np.uint8))
+def state(self:OwnEmbedding): return {} if self.z is None else dict(z=np.array(self.z, np.float32), ids=np.frombuffer(bytearray('\n'.join(self.row).encode(errors='surrogateescape')), np.uint8))
 
 # %% ../../nbs/10_encoders.core.ipynb #c060
 @patch
@@ -289,5 +374,5 @@ def load_state(self:OwnEmbedding, state): # tensors by name
 
 # %% ../../nbs/10_encoders.core.ipynb #c061
 def _load_npy(path):
-    try: return np.load(path, allow_pickle=False)
+    try: return np.load(path, mmap_mode='r', allow_pickle=False)
     except Exception as e: raise ValueError(f"{path} is no readable .npy array ({e}). Write it with numpy.save.") from e

@@ -7,6 +7,7 @@ __all__ = ['random_bits', 'draw_distinct', 'TaskSampler', 'TaskDataset', 'gather
            'task_dls']
 
 # %% ../../nbs/21_tasks.sample.ipynb #c002
+import warnings
 import numpy as np, torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -93,15 +94,17 @@ def to(self:TaskSampler,
     return self
 
 # %% ../../nbs/21_tasks.sample.ipynb #c023
+_cures = dict(labels='', kmeans=', or n_clusters', random=', or n_clusters', hyperplanes=', or make hyperplanes for this n_way and min_size', own=', or give larger clusters')
+
 @patch
 def _check(self:TaskSampler, partitions, counts):
-    need, worst = self.k_shot + self.n_query, int(np.argmin(counts))
+    need, worst, kind = self.k_shot + self.n_query, int(np.argmin(counts)), partitions.kind
     if counts[worst] >= self.n_way: return
-    what, one = ('classes', 'The set') if partitions.kind == 'labels' else ('clusters', f'partition {worst}')
-    sizes = partitions.sizes(worst)
-    over = f" (n_clusters={partitions.notes[worst].get('n_clusters')} over {self.n_images:,} images)" if partitions.kind == 'kmeans' else ''
+    what, one = ('classes', 'The set') if kind == 'labels' else ('clusters', f'partition {worst}')
+    sizes, k = partitions.sizes(worst), partitions.notes[worst].get('n_clusters')
+    over = f" (n_clusters={k} over {self.n_images:,} images)" if k and kind != 'labels' else ''
     raise ValueError(f"n_way={self.n_way} needs {self.n_way} {what} of at least {need} images (k_shot={self.k_shot} + n_query={self.n_query}); {one} has {counts[worst]}"
-                     f"{over}, its largest of {sizes.max(initial=0)} images. Lower n_way, k_shot or n_query" + (", or n_clusters." if what == 'clusters' else "."))
+                     f"{over}, its largest of {sizes.max(initial=0)} images. Lower n_way, k_shot or n_query{_cures.get(kind, '')}.")
 
 # %% ../../nbs/21_tasks.sample.ipynb #c024
 @patch
@@ -247,24 +250,40 @@ def empty_dataset(
 @patch
 def new_empty(self:TaskDataset): return empty_dataset(self.x.shape[1:], self.n_way, self.k_shot, self.n_query, self.kind, self.transform_name)
 
+# %% ../../nbs/21_tasks.sample.ipynb #b20b69c0
+def _some_of_each(first, usable, pct, n_way, need, rng):
+    "A mask of images to hold out: a share of those of each cluster, at least `need` where as many stay"
+    members = [rng.permutation(np.flatnonzero(first == c)) for c in usable]
+    members = [m for m in members if len(m) >= 2*need]
+    if len(members) < n_way:
+        raise ValueError(f"Validation without labels holds out clusters of the first partition, or {need} images of each of n_way={n_way} clusters, and leaves as many to train on; "
+                         f"{len(usable)} of its clusters have {need} images and {len(members)} have {2*need}. Lower n_way or n_clusters, or give labelled images as valid=.")
+    return np.isin(np.arange(len(first)), np.concatenate([m[:max(need, round(pct*len(m)))] for m in members]))
+
+# %% ../../nbs/21_tasks.sample.ipynb #5e8ae3a9
+def _still_usable(partitions, n_way, need):
+    "The partitions that have `n_way` clusters of `need` images, with a warning if some have not"
+    ok = np.array([(partitions.sizes(p) >= need).sum() >= n_way for p in range(len(partitions))])
+    if ok.all() or not ok.any(): return partitions
+    warnings.warn(f"{(~ok).sum():,} of {len(ok):,} partitions are left out: without the images held out for validation they have fewer than n_way={n_way} clusters of {need} images. A larger min_size keeps them.")
+    return partitions[np.flatnonzero(ok)]
+
 # %% ../../nbs/21_tasks.sample.ipynb #c048
 def hold_out(
     partitions:Partitions, # All partitions
-    pct:float,             # Share of the first partition's clusters to hold out
-    n_way:int,             # Classes that a validation task needs
+    pct:float,             # Share of the first partition's clusters, or of the images of each, to hold out
+    n_way:int,             # Classes that a task needs
     need:int,              # Images that a class needs
     seed:int=0,            # Seed of the choice
 ) -> tuple: # `(train, valid)`: partitions that share no image; the second has one
-    "Hold some clusters of the first partition out of all partitions, for validation without labels"
-    clusters, sizes = np.unique(partitions.labels[0], return_counts=True)
+    "Hold some clusters of the first partition out of all partitions, for validation without labels; of less than 2·n_way clusters, some images of each"
+    first, rng = partitions.labels[0], np.random.default_rng(seed)
+    clusters, sizes = np.unique(first, return_counts=True)
     usable = clusters[(clusters >= 0) & (sizes >= need)]
-    n = max(n_way, round(pct*len(usable)))
-    if len(usable) < 2*n_way:
-        raise ValueError(f"Validation without labels holds out n_way={n_way} of the first partition's clusters and needs as many to train, "
-                         f"but it has {len(usable)} of at least {need} images. Lower n_way or n_clusters, or give labelled images as valid=.")
-    out = np.isin(partitions.labels[0], np.random.default_rng(seed).permutation(usable)[:n])
-    return (Partitions(np.where(out, -1, partitions.labels), partitions.notes, partitions.kind),
-            Partitions(np.where(out, partitions.labels[:1], -1), partitions.notes[:1], partitions.kind))
+    whole = len(usable) >= 2*n_way
+    out = np.isin(first, rng.permutation(usable)[:max(n_way, round(pct*len(usable)))]) if whole else _some_of_each(first, usable, pct, n_way, need, rng)
+    train = Partitions(np.where(out, -1, partitions.labels), partitions.notes, partitions.kind)
+    return train if whole else _still_usable(train, n_way, need), Partitions(np.where(out, first, -1), partitions.notes[:1], partitions.kind)
 
 # %% ../../nbs/21_tasks.sample.ipynb #c050
 def task_dls(

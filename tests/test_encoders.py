@@ -1,0 +1,144 @@
+"Encoders at their edges: what is refused, what stays on disk, what a file brings back."
+import tracemalloc
+import numpy as np, pytest, torch
+from torch import nn
+from cactus_nb.data.core import ImageSet
+from cactus_nb.encoders.core import *
+from cactus_nb.encoders.whiten import *
+
+rng = np.random.default_rng(0)
+images = ImageSet(rng.integers(0, 256, (200,1,8,8), dtype=np.uint8), rng.integers(0, 5, 200))
+colour = ImageSet(rng.integers(0, 256, (40,3,8,8), dtype=np.uint8))
+def small(c=1): return nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+
+
+class Witness(Encoder):
+    "Keeps what it was shown"
+    def _fit(self, images): self.fitted = images
+    def _embed(self, images): self.embedded = images; return images.x.reshape(len(images), -1)
+
+@pytest.mark.parametrize('wrap', [lambda e: e, Normalised, Whitened, lambda e: Normalised(Whitened(e, 5))])
+def test_no_labels(wrap):
+    "What learns and what embeds sees no label, however deep it is wrapped."
+    inner = Witness()
+    wrap(inner).fit(images).embed(images)
+    assert inner.fitted.y is None and inner.embedded.y is None
+
+@pytest.mark.parametrize('enc', [Pixels(), Pixels(contrast=False), Normalised(Pixels()), Whitened(Pixels(), 7), Normalised(Whitened(PCA(9), 4)), Whitened(Normalised(PCA(9, whiten=True)))])
+def test_saved_and_loaded(enc, tmp_path):
+    enc.fit(images).save(tmp_path/'e.safetensors')
+    again = Encoder.load(tmp_path/'e.safetensors')
+    assert (again.embed(images) == enc.embed(images)).all() and again.config == enc.config
+    assert (again.name, again.variant) == (enc.name, enc.variant)
+
+def test_what_cannot_be_saved(tmp_path):
+    with pytest.raises(ValueError, match='Witness does not define state'): Witness().fit(images).save(tmp_path/'e')
+    with pytest.raises(ValueError, match='Normalised does not define state'): Normalised(Witness()).fit(images).save(tmp_path/'e')
+    assert not list(tmp_path.iterdir())
+
+def test_unknown_inside(tmp_path, monkeypatch):
+    Normalised(PCA(3)).fit(images).save(tmp_path/'e.safetensors')
+    monkeypatch.delitem(Encoder.known, 'PCA')
+    with pytest.raises(ValueError, match="holds encoder 'PCA'; known here"): Encoder.load(tmp_path/'e.safetensors')
+
+
+# whitening
+
+def test_whitened_wide():
+    "More dimensions than the covariance is made for: a randomised SVD."
+    wide = ImageSet(rng.integers(0, 256, (60,3,40,40), dtype=np.uint8))
+    z = Whitened(Pixels(), 8).fit(wide).embed(wide)
+    assert z.shape == (60, 8)
+    np.testing.assert_allclose(np.cov(z.T), np.eye(8), atol=1e-2)
+
+@pytest.mark.parametrize('n', [0, -3, 65])
+def test_whitened_refuses(n):
+    with pytest.raises(ValueError, match=f'Whitening to {n} of 64 dimensions'): Whitened(Pixels(), n).fit(images)
+
+def test_whitened_finds_nan():
+    class Bad(Witness):
+        def _embed(self, images): return np.where(np.arange(len(images))[:,None] == 3, np.nan, images.x.reshape(len(images), -1))
+    with pytest.raises(ValueError, match='NaN or infinity in 1 of 200 rows, the first is row 3'): Whitened(Bad(), 4).fit(images)
+
+def test_whitened_keeps_what_learnt():
+    pca = PCA(5).fit(images[:100])
+    before = pca.embed(images)
+    Whitened(pca).fit(images[100:])
+    assert (pca.embed(images) == before).all()
+
+
+# torch modules
+
+def test_module_batches_and_mode(tmp_path):
+    "Batch size changes nothing, batch norm uses what it has and learns nothing, gradients stay off, and a file brings it back inside a step too."
+    net = small().train()
+    stats = net[1].running_mean.clone()
+    enc = ModuleEncoder(net)
+    z = enc.embed(images)
+    np.testing.assert_allclose(ModuleEncoder(net, bs=7).embed(images), z, atol=1e-6)
+    assert (net[1].running_mean == stats).all() and not net.training and all(p.grad is None for p in net.parameters())
+    step = Normalised(Whitened(enc, 6)).fit(images)
+    step.save(tmp_path/'e.safetensors')
+    assert (Encoder.load(tmp_path/'e.safetensors', model=small()).embed(images) == step.embed(images)).all()
+    with pytest.raises(ValueError, match='not an nn.Module'): Encoder.load(tmp_path/'e.safetensors')
+    with pytest.raises(ValueError, match='weights of another module'): Encoder.load(tmp_path/'e.safetensors', model=small(3))
+
+def test_module_channels_and_types():
+    "Grey and colour, a module without weights, one in half precision; embeddings are float32."
+    assert ModuleEncoder(small(3), channels=3).embed(images).shape == ModuleEncoder(small(3)).embed(colour).shape[:0] + (200, 144)
+    assert ModuleEncoder(nn.Flatten(), size=(4,6)).embed(colour).shape == (40, 3*4*6)
+    np.testing.assert_allclose(ModuleEncoder(nn.Flatten(), mean=0.5, std=[0.25]).embed(images), (Pixels(contrast=False).embed(images) - 0.5)/0.25, atol=1e-6)
+    assert ModuleEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).to(torch.bfloat16)).embed(images).dtype == np.float32
+    with pytest.raises(ValueError, match='images: 3 channels where 1 is needed'): ModuleEncoder(small(), channels=1).embed(colour)
+    with pytest.raises(ValueError, match='std: 2 channels where 3 are needed'):   ModuleEncoder(small(3), std=[1,2]).embed(colour)
+
+class Gives(nn.Module):
+    def __init__(self, f): super().__init__(); self.f = f
+    def forward(self, x): return self.f(x)
+
+@pytest.mark.parametrize('f, words', [(lambda x: x.mean(), r'a tensor \(\)'), (lambda x: x.flatten(1)[:1], r'a tensor \(1, 64\)'), (lambda x: (x, x), 'a tuple'), (lambda x: x.flatten(1)/0, 'NaN or infinity'),
+                                      (lambda x: x @ torch.zeros(3, 3), r'failed on images \(200, 1, 8, 8\)')])
+def test_module_outputs(f, words):
+    with pytest.raises(ValueError, match=words): ModuleEncoder(Gives(f)).embed(images)
+
+@pytest.mark.parametrize('model', [None, small, 'resnet18'])
+def test_no_module(model):
+    with pytest.raises(ValueError, match='not an nn.Module'): ModuleEncoder(model)
+
+
+# arrays
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64, np.int16])
+def test_mapped_rows(dtype, tmp_path):
+    "A file stays where it is; rows come as float32, whole or in any order, and so does what is saved."
+    z = (100*rng.normal(size=(200, 6))).astype(dtype)
+    np.save(tmp_path/'z.npy', z)
+    for own in (OwnEmbedding(tmp_path/'z.npy', images), OwnEmbedding(np.load(tmp_path/'z.npy', mmap_mode='r'), images)):
+        assert isinstance(own.z, np.memmap)
+        got = own.embed(images[[9,3,5]])
+        assert got.dtype == np.float32 and (got == z[[9,3,5]].astype(np.float32)).all()
+    own.save(tmp_path/'own.safetensors')
+    assert (Encoder.load(tmp_path/'own.safetensors').embed(images) == own.embed(images)).all()
+
+@pytest.mark.parametrize('z, words', [(np.zeros((199, 3)), '199 rows for 200 images'), (np.zeros(200), r'\[200\] float64'), (np.full((200, 2), np.nan), 'in 200 of 200 rows'),
+                                      (np.ones((200, 2), np.float16), 'collapsed'), (np.zeros((200, 2), bool), 'bool')])
+def test_bad_files(z, words, tmp_path):
+    np.save(tmp_path/'z.npy', z)
+    with pytest.raises(ValueError, match=words): OwnEmbedding(tmp_path/'z.npy', images)
+    with pytest.raises(ValueError, match=words): OwnEmbedding(z, images)
+
+def test_no_pickle(tmp_path):
+    np.save(tmp_path/'z.npy', np.array([{}], object), allow_pickle=True)
+    for path in (tmp_path/'z.npy', tmp_path/'none.npy'):
+        with pytest.raises(ValueError, match='no readable .npy'): OwnEmbedding(path, images)
+
+def test_checked_without_a_copy(tmp_path):
+    "The check of a mapped file takes a block at a time, however large the file."
+    n, d = 100_000, 64
+    np.save(tmp_path/'z.npy', rng.normal(size=(n, d)).astype(np.float32))
+    mapped = np.load(tmp_path/'z.npy', mmap_mode='r')
+    tracemalloc.start()
+    z = check_embedding(mapped)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.shares_memory(z, mapped) and peak < mapped.nbytes/5
