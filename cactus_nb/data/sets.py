@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch, PIL
 import torch.nn.functional as F
-from fastcore.foundation import Config
+from fastai.data.external import Config
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .core import ImageSet, atomic_write
