@@ -80,7 +80,7 @@ def _checked(cfg):
 
 def _one_of(**kwargs):
     for k,(v,known) in kwargs.items():
-        if v is not None and v not in known: raise ValueError(f"{k}={v!r} is not known; choose one of {', '.join(known)}.")
+        if v is not None and v not in known: raise ValueError(f"{k}={v!r} is not known; choose one of {', '.join(known)}{', or the path of a folder of images' if k == 'data' else ''}.")
 
 # %% ../nbs/52_stages.ipynb #fab1c502
 def read_images(
