@@ -10,6 +10,7 @@ from fastai.basics import *
 from fastai.callback.all import *
 from .backbones import *
 from .data.core import *
+from .data.folder import *
 from .data.sets import *
 from .data.transforms import *
 from .encoders.core import *

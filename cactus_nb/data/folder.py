@@ -6,7 +6,7 @@
 __all__ = ['Decoded', 'decode_image', 'decode_images', 'from_folder']
 
 # %% ../../nbs/03_data.folder.ipynb #c003
-import csv, errno, io, json, os, shutil, signal, sys, threading, warnings, zipfile
+import csv, errno, io, json, os, re, shutil, signal, sys, threading, warnings, zipfile
 import multiprocessing as mp
 from collections import Counter, namedtuple
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache, partial
 from hashlib import blake2b
+from inspect import signature
 from itertools import islice
 from pathlib import Path, PurePath
 
@@ -194,7 +195,7 @@ def _in_processes(work, chunks, n):
     except BrokenProcessPool as e:
         raise RuntimeError('a process that decodes images has died: of too little memory, or because the calling script has no '
             "`if __name__ == '__main__':`. What was decoded is kept; call again with fewer n_workers, or with n_workers=0") from e
-    finally: pool.shutdown(cancel_futures=True)
+    finally: pool.shutdown(wait=not running, cancel_futures=True)  # an interrupt does not wait for them
 
 # %% ../../nbs/03_data.folder.ipynb #c040
 def _n_workers(n, todo, chunk):
@@ -207,8 +208,9 @@ def _n_workers(n, todo, chunk):
     return min(n, -(-len(todo)//chunk), 61)  # Windows allows 61
 
 # %% ../../nbs/03_data.folder.ipynb #c041
-def _decode_all(todo, shape, options, n_workers, chunk=64):
-    "How many chunks `todo` makes, and their results as they come."
+def _decode_all(todo, shape, options, n_workers):
+    "How many chunks `todo` makes, and their results as they come; large files go in small chunks."
+    chunk = 64 if sum(o[2] for _,o in todo) < 2**19*len(todo) else 8
     n,chunks,work = _n_workers(n_workers, todo, chunk),chunked(todo, chunk),partial(_decode_chunk, shape=shape, options=options)
     return -(-len(todo)//chunk), _in_processes(work, chunks, n) if n else (work(o) for o in chunks)
 
@@ -222,6 +224,11 @@ class _MemoryRows:
     def close(self): pass
 
 # %% ../../nbs/03_data.folder.ipynb #c046
+def _look(options):
+    "Those options that decide how an image looks."
+    return {k: v for k,v in options.items() if k != 'max_pixels'}
+
+# %% ../../nbs/03_data.folder.ipynb #c047
 def _read_log(path):
     "The listing and the digests by row of a log; a line that was cut short is passed over."
     listing,digests,lines = None,{},[]
@@ -233,12 +240,12 @@ def _read_log(path):
             else: digests.update(o)
     return listing, digests
 
-# %% ../../nbs/03_data.folder.ipynb #c047
+# %% ../../nbs/03_data.folder.ipynb #c048
 class _DiskRows:
     "Decoded rows in `folder`: an npy file, and a log with the listing and the digests by row."
     def __init__(self, folder, rows, shape, options):
         self.folder,self.shape,self.n,self.n_bytes,self.f = Path(folder),shape,len(rows),int(np.prod(shape)),None
-        self.listing = dict(version=1, shape=list(shape), options=options, rows=[list(o) for o in rows])
+        self.listing = dict(version=1, shape=list(shape), options=_look(options), rows=[list(o) for o in rows])
         self.key = _digest(json.dumps(self.listing).encode())
         self.npy,self.part,self.log = (self.folder/f'{self.key}.{o}' for o in ('npy', 'part', 'log'))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -248,7 +255,7 @@ class _DiskRows:
     def close(self):
         with suppress(OSError): (self.f or io.BytesIO()).close()
 
-# %% ../../nbs/03_data.folder.ipynb #c049
+# %% ../../nbs/03_data.folder.ipynb #c050
 def _map(npy):
     "The array in an npy file, mapped; ValueError where the file is damaged."
     try: return np.load(npy, mmap_mode='c')
@@ -262,7 +269,7 @@ def _finished(self:_DiskRows):
     with suppress(OSError, ValueError): return len(_map(self.npy)) == len(self.digests)
     return False
 
-# %% ../../nbs/03_data.folder.ipynb #c051
+# %% ../../nbs/03_data.folder.ipynb #c052
 def _npy_header(shape):
     f = io.BytesIO()
     np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=shape))
@@ -280,7 +287,7 @@ def _open_part(self:_DiskRows):
     self.f.truncate(size)
     if not self.digests: self._log(self.listing)
 
-# %% ../../nbs/03_data.folder.ipynb #c052
+# %% ../../nbs/03_data.folder.ipynb #c053
 @patch
 def _log(self:_DiskRows, o):
     "Append a line to the log; where the last was cut short, begin a new one."
@@ -288,22 +295,24 @@ def _log(self:_DiskRows, o):
         whole = not f.tell() or (f.seek(-1, os.SEEK_END), f.read(1))[1] == b'\n'
         f.write((b'' if whole else b'\n') + json.dumps(o).encode() + b'\n')
 
-# %% ../../nbs/03_data.folder.ipynb #c053
+# %% ../../nbs/03_data.folder.ipynb #c054
 @patch
 def _write(self:_DiskRows, row, x):
     self.f.seek(self.at0 + row*self.n_bytes)
     self.f.write(x)
 
 @patch
-def put(self:_DiskRows, done):
-    "Keep `(row, pixels, digest)` of a chunk."
+def put(self:_DiskRows,
+    done, # `(row, pixels, digest)` of a chunk
+):
+    "Keep a chunk."
     if not self.f: self._begin()
     for row,x,_ in done: self._write(row, x)
     self.f.flush()
     self._log([(row, digest) for row,_,digest in done])
     self.digests.update((row, digest) for row,_,digest in done)
 
-# %% ../../nbs/03_data.folder.ipynb #c055
+# %% ../../nbs/03_data.folder.ipynb #c056
 def _stored(file, n_bytes, rows):
     "`(row, pixels, digest)` for those `(place in file, row, digest)` whose pixels are what the digest says."
     with open(file, 'rb') as f:
@@ -315,7 +324,7 @@ def _stored(file, n_bytes, rows):
             x = f.read(n_bytes)
             if _digest(x) == digest: yield row, x, digest
 
-# %% ../../nbs/03_data.folder.ipynb #c056
+# %% ../../nbs/03_data.folder.ipynb #c057
 @patch
 def _earlier(self:_DiskRows):
     "Files of other listings, each with `(place, row, digest)` of what they have and this one lacks."
@@ -327,7 +336,7 @@ def _earlier(self:_DiskRows):
         pairs = [(place, lacks[o], digests[row]) for place,row in places if (o := tuple(old['rows'][row])) in lacks]
         if pairs: yield npy if npy.exists() else part, pairs
 
-# %% ../../nbs/03_data.folder.ipynb #c057
+# %% ../../nbs/03_data.folder.ipynb #c058
 @patch
 def _begin(self:_DiskRows):
     "Make a file to write to, with all that is known already."
@@ -339,7 +348,7 @@ def _begin(self:_DiskRows):
     for file,pairs in self._earlier():
         for done in chunked(_stored(file, self.n_bytes, pairs), 64): self.put(done)
 
-# %% ../../nbs/03_data.folder.ipynb #c059
+# %% ../../nbs/03_data.folder.ipynb #c060
 @patch
 def _compact(self:_DiskRows):
     "Write the npy file with only those rows that there are."
@@ -349,7 +358,9 @@ def _compact(self:_DiskRows):
         for _,x,_ in _stored(self.part, self.n_bytes, [(o, o, self.digests[o]) for o in rows]): f.write(x)
     self.part.unlink(missing_ok=True)
 
-# %% ../../nbs/03_data.folder.ipynb #c060
+# %% ../../nbs/03_data.folder.ipynb #c061
+_ours = re.compile(r'[0-9a-f]{16}\.(npy|part|log|npy\.[0-9a-f]+\.tmp)').fullmatch
+
 @patch
 def finish(self:_DiskRows):
     "Name the file, remove the earlier ones, and map it."
@@ -360,11 +371,11 @@ def finish(self:_DiskRows):
         else:
             with suppress(FileNotFoundError): os.replace(self.part, self.npy)  # another process may have been first
         for o in self.folder.iterdir():
-            if not o.name.startswith(self.key):
+            if _ours(o.name) and not o.name.startswith(self.key):
                 with suppress(OSError): o.unlink()
     return _map(self.npy)
 
-# %% ../../nbs/03_data.folder.ipynb #c062
+# %% ../../nbs/03_data.folder.ipynb #c063
 _full = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
 
 def _open_rows(folder, rows, shape, options):
@@ -379,7 +390,7 @@ def _open_rows(folder, rows, shape, options):
         warnings.warn(f'{text}: the images are kept in memory, and are decoded again next time', stacklevel=4)
         return _MemoryRows(len(rows), shape)
 
-# %% ../../nbs/03_data.folder.ipynb #c063
+# %% ../../nbs/03_data.folder.ipynb #c064
 @contextmanager
 def _clear_when_full(folder, rows, shape):
     "Says what to do about a full disk."
@@ -389,7 +400,7 @@ def _clear_when_full(folder, rows, shape):
         mib = len(rows)*int(np.prod(shape)) / 2**20
         raise OSError(e.errno, f'no space left for {mib:,.0f} MiB of pixels in {folder}: make room or give another place; what was there is kept') from e
 
-# %% ../../nbs/03_data.folder.ipynb #c066
+# %% ../../nbs/03_data.folder.ipynb #c067
 def _check_faults(rows, faults, on_error):
     "Say which sources could not be read: an error, or one warning where they are to be skipped."
     _check_changed([rows[i] for i,o in sorted(faults.items()) if o == _changed])
@@ -400,18 +411,20 @@ def _check_faults(rows, faults, on_error):
     if len(faults) == len(rows): raise ValueError(f'{text}. None is left')
     warnings.warn(f'{text}. They are left out', stacklevel=4)
 
-# %% ../../nbs/03_data.folder.ipynb #c067
+# %% ../../nbs/03_data.folder.ipynb #c068
 def _bar(gen, n, show):
     "`gen` behind a progress bar, where `show` says so or, if it is None, where someone is watching."
     if n < 2 or not (show if show is not None else IN_NOTEBOOK or sys.stdout.isatty()): return gen
     from fastprogress import progress_bar
     return progress_bar(gen, total=n, leave=False)
 
-# %% ../../nbs/03_data.folder.ipynb #c068
+# %% ../../nbs/03_data.folder.ipynb #c069
+_defaults = {k: o.default for k,o in signature(decode_image).parameters.items() if o.default is not o.empty}
+
 Decoded = namedtuple('Decoded', 'x rows digests')
 Decoded.__doc__ = "Pixels `x` uint8 `[m, c, h, w]`; which source each is, `rows [m]`; and a digest of its pixels, `digests [m]`"
 
-# %% ../../nbs/03_data.folder.ipynb #c069
+# %% ../../nbs/03_data.folder.ipynb #c070
 @delegates(decode_image)
 def decode_images(
     sources, # What to decode: paths of files, or pairs of a zip file and the name of a member
@@ -424,7 +437,7 @@ def decode_images(
 )->Decoded: # `(x, rows, digests)`, in the order of `sources`
     "Decode many image files on all cores into one array on disk; a call that was cut short is gone on with by the next."
     if on_error not in ('raise', 'skip'): raise ValueError(f'on_error={on_error!r} is not known; choose one of raise, skip')
-    shape,options = tuple(shape),dict(fit='crop', background=255, max_pixels=89_478_485) | kwargs
+    shape,options = tuple(shape),_defaults | kwargs
     _check_options(shape, **options)
     rows,faults = _listing(sources),{}
     with _clear_when_full(folder, rows, shape), closing(_open_rows(folder, rows, shape, options)) as kept:
@@ -437,13 +450,13 @@ def decode_images(
         found = sorted(kept.digests)
         return Decoded(kept.finish(), np.array(found), np.array([kept.digests[o] for o in found]))
 
-# %% ../../nbs/03_data.folder.ipynb #c078
+# %% ../../nbs/03_data.folder.ipynb #c079
 def _suffixes():
     "The suffixes of the formats that are read."
     formats = set(_formats())
     return {k for k,v in Image.registered_extensions().items() if v in formats}
 
-# %% ../../nbs/03_data.folder.ipynb #c079
+# %% ../../nbs/03_data.folder.ipynb #c080
 def _entries(folder, follow_links):
     "`(name, entry)` of all that is not hidden below `folder`, real files before links; an entry of None is a link that is not followed."
     seen,todo = set(),['']
@@ -457,7 +470,7 @@ def _entries(folder, follow_links):
             elif o.is_dir(): todo.append(name)
             elif o.is_file(): yield name, o
 
-# %% ../../nbs/03_data.folder.ipynb #c080
+# %% ../../nbs/03_data.folder.ipynb #c081
 def _image_names(folder, follow_links):
     "Sorted names of the image files below `folder`, and a word on what was passed over."
     names,passed,suffixes = [],Counter(),_suffixes()
@@ -471,7 +484,7 @@ def _image_names(folder, follow_links):
     words += [f'{passed.total():,} other file(s) ({others})']*bool(passed)
     return sorted(names), '; '.join(words)
 
-# %% ../../nbs/03_data.folder.ipynb #c083
+# %% ../../nbs/03_data.folder.ipynb #c084
 def _folder_labels(names, labels):
     "The folder of every image as its class; None where the folders are no labels."
     classes = [o.rpartition('/')[0] for o in names]
@@ -481,7 +494,7 @@ def _folder_labels(names, labels):
     if labels is True or len(set(classes)) > 1 and not loose: return classes
     if len(set(classes)) > 1: warnings.warn(f'{text}, so sub-folders are not taken for labels', stacklevel=4)
 
-# %% ../../nbs/03_data.folder.ipynb #c084
+# %% ../../nbs/03_data.folder.ipynb #c085
 def _read_labels(path):
     "`{name: label}` of a csv file that begins with the line filename,label."
     with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as f: rows = [o for o in csv.reader(f) if o]
@@ -492,7 +505,7 @@ def _read_labels(path):
     if twice: raise ValueError(f'{path}: {twice[0]!r} stands there more than once')
     return dict(rows[1:])
 
-# %% ../../nbs/03_data.folder.ipynb #c085
+# %% ../../nbs/03_data.folder.ipynb #c086
 def _given_labels(names, labels):
     "Labels in the order of `names`, from a dict or a csv file; a ValueError where they do not fit."
     labels = {k.as_posix() if isinstance(k, PurePath) else str(k): str(v) for k,v in labels.items()}
@@ -501,23 +514,23 @@ def _given_labels(names, labels):
     if words: raise ValueError(f"the labels do not fit the folder. {'; '.join(words)}. Names are paths below the folder, with /")
     return [labels[o] for o in names]
 
-# %% ../../nbs/03_data.folder.ipynb #c086
+# %% ../../nbs/03_data.folder.ipynb #c087
 def _labels(names, labels):
     "The class of every image as text, or None."
     if labels is False: return None
     if labels is True or isinstance(labels, str) and labels == 'auto': return _folder_labels(names, labels)
     return _given_labels(names, labels if isinstance(labels, dict) else _read_labels(labels))
 
-# %% ../../nbs/03_data.folder.ipynb #c090
+# %% ../../nbs/03_data.folder.ipynb #c091
 def _note_copies(names, digests):
     "Warn of images with the same pixels."
     _,first,counts = np.unique(digests, return_index=True, return_counts=True)
     if len(first) == len(digests): return
-    a,b = np.flatnonzero(digests == digests[first[counts.argmax()]])[:2]
+    a,b = np.flatnonzero(digests == digests[first[counts > 1].min()])[:2]
     warnings.warn(f'{len(digests) - len(first):,} of {len(digests):,} images show the same pixels as another one, such as {names[a]} and {names[b]}: '
                   'they are kept; remove copies that should not meet in a task', stacklevel=3)
 
-# %% ../../nbs/03_data.folder.ipynb #c092
+# %% ../../nbs/03_data.folder.ipynb #c093
 def _check_folder(path):
     folder = Path(path).expanduser()
     if folder.is_file(): raise NotADirectoryError(f'{folder} is a file: give the folder that holds the images')
@@ -530,7 +543,7 @@ def _place(folder, cache, *made):
     cache = Path(cache or os.getenv('CACTUS_CACHE') or '~/.cache/cactus_nb').expanduser()
     return cache/f'folder-{_digest(json.dumps([str(folder), *made]).encode())}'
 
-# %% ../../nbs/03_data.folder.ipynb #c093
+# %% ../../nbs/03_data.folder.ipynb #c094
 @delegates(decode_image)
 def from_folder(
     path, # The folder with the images, at any depth
@@ -550,7 +563,7 @@ def from_folder(
     if not names: raise ValueError(f"{folder} holds no images{f', but {passed}' if passed else ''}")
     if passed: warnings.warn(f'{folder}: passed over {passed}', stacklevel=2)
     y,shape = _labels(names, labels),(channels, size, size)
-    place = _place(folder, cache, shape, kwargs)
+    place = _place(folder, cache, shape, _look(_defaults | kwargs))
     x,rows,digests = decode_images([folder/o for o in names], shape, place, on_error, n_workers, progress, **kwargs)
     names = np.array(names)[rows]
     _note_copies(names, digests)
