@@ -109,6 +109,10 @@ def test_console_scripts():
         needs(path)
         assert func in {n.name for n in ast.parse(read(path)).body if isinstance(n, ast.FunctionDef)}, o
 
+def test_changes_are_written_down():
+    "The top of CHANGELOG.md is the version that would be built."
+    assert re.search(r'^## (\S+)', read(root/'CHANGELOG.md'), re.M)[1] == cfg['version']
+
 def test_no_outside_paths():
     "Only .ci/run may know where data lies beside the checkout; anyone else has CACTUS_DATA."
     outside = ('../' + 'shared').encode()
