@@ -367,9 +367,9 @@ def finish(self:_DiskRows):
     if self.f:
         for f in (self.f, open(self.log, 'r+b')):
             with f: os.fsync(f.fileno())
-        if len(self.digests) < self.n: self._compact()
-        else:
-            with suppress(FileNotFoundError): os.replace(self.part, self.npy)  # another process may have been first
+        with suppress(FileNotFoundError):  # another process was first, with the same pixels
+            if len(self.digests) < self.n: self._compact()
+            else: os.replace(self.part, self.npy)
         for o in self.folder.iterdir():
             if _ours(o.name) and not o.name.startswith(self.key):
                 with suppress(OSError): o.unlink()
@@ -564,7 +564,7 @@ def from_folder(
     if passed: warnings.warn(f'{folder}: passed over {passed}', stacklevel=2)
     y,shape = _labels(names, labels),(channels, size, size)
     place = _place(folder, cache, shape, _look(_defaults | kwargs))
-    x,rows,digests = decode_images([folder/o for o in names], shape, place, on_error, n_workers, progress, **kwargs)
+    x,rows,digests = decode_images([f'{folder}/{o}' for o in names], shape, place, on_error, n_workers, progress, **kwargs)
     names = np.array(names)[rows]
     _note_copies(names, digests)
     return ImageSet(x, None if y is None else [y[i] for i in rows], ids=names, name=folder.name)
