@@ -225,10 +225,11 @@ def cactus_train(
     "Train a few-shot learner from unlabelled images; interrupted, the same command goes on"
     _one_of(schedule=(schedule, ('one-cycle', 'constant')), bn=(bn, ('running', 'batch')), adapt=(adapt, ('weights', 'all', 'head')))
     start, place = time.perf_counter(), _place(data, root, size, channels, skip_broken)
+    if partitions: partitions, n_partitions = str(Path(partitions).resolve()), len(Partitions.load(partitions))
     cfg = preset(method=method, encoder=encoder, embedding=embedding, partition=partition, n_clusters=n_clusters, n_partitions=n_partitions, margin=margin,
                  n_way=n_way, k_shot=k_shot, n_query=n_query, transform=transform, query_transform=query_transform, bs=bs, epochs=epochs, n_tasks=n_tasks, lr=lr,
                  schedule=schedule, pseudo_valid=pseudo_valid or None, split=split and _numbers(split, 'split'), seed=seed, inner_lr=inner_lr, inner_steps=inner_steps,
-                 test_steps=test_steps, first_order=first_order or None, adapt=adapt, bn=bn, **place, **_own_partitions(partitions))
+                 test_steps=test_steps, first_order=first_order or None, adapt=adapt, bn=bn, partitions=partitions, **place)
     if epochs is None: cfg['epochs'] = cfg.get('long_epochs', cfg['epochs'])
     train, valid, _ = load_splits(cfg)
     n_ways = _ways(cfg, valid)
@@ -248,10 +249,6 @@ def _place(data, root, size, channels, skip_broken):
     if place['data'] != 'folder' and (size or channels or skip_broken): raise ValueError(f"--size, --channels and --skip_broken are for a folder of images, not for {data}. Leave them out.")
     if place['data'] == 'folder' and not place['root']: raise ValueError("--data folder: give the path of the folder instead, such as --data photos.")
     return place | dict(size=size, channels=channels, on_error='skip' if skip_broken else None)
-
-def _own_partitions(path):
-    "A file of partitions, as settings"
-    return dict(partitions=str(Path(path).resolve()), n_partitions=len(Partitions.load(path))) if path else {}
 
 def _ways(cfg, valid):
     "The ways to score at: 5 and 20, where there are so many classes and outputs"

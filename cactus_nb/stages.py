@@ -80,7 +80,7 @@ def _checked(cfg):
 
 def _one_of(**kwargs):
     for k,(v,known) in kwargs.items():
-        if v is not None and v not in known: raise ValueError(f"{k}={v!r} is not known; choose one of {', '.join(known)}{', or the path of a folder of images' if k == 'data' else ''}.")
+        if v is not None and v not in known: raise ValueError(f"{k}={v!r} is not known; choose one of {', '.join(known).replace('folder', 'or the path of a folder of images')}.")
 
 # %% ../nbs/52_stages.ipynb #fab1c502
 def read_images(
@@ -105,8 +105,8 @@ def fit_to(
     images:ImageSet, # What they are for
 ) -> dict:
     "Settings with the number of clusters; raises `ValueError` where it is more than there are images"
-    k = cfg['n_clusters'] or max(2*cfg['n_way'], min(500, len(images)//20))
-    if k > len(images): raise ValueError(f"n_clusters={k} over {len(images):,} images: give at most {len(images):,}.")
+    k, made = cfg['n_clusters'] or max(2*cfg['n_way'], min(500, len(images)//20)), not cfg.get('partitions') and not cfg['method'].startswith('oracle')
+    if made and k > len(images): raise ValueError(f"n_clusters={k} over {len(images):,} images: give at most {len(images):,}.")
     return cfg | dict(n_clusters=k, fingerprint=images.fingerprint)
 
 # %% ../nbs/52_stages.ipynb #524c1b79
