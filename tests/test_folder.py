@@ -230,8 +230,10 @@ def test_skipped_in_the_middle(home, tmp_path, decoded):
     (home/'0002.png').write_bytes(b'x'*10)
     first,_ = read(home, on_error='skip')
     assert first.ids.tolist() == [f'000{i}.png' for i in (0, 1, 3, 4, 5)]
+    before = [(o, o.stat().st_mtime_ns) for o in kept(tmp_path)]
     again,words = read(home, on_error='skip')
     assert again.fingerprint == first.fingerprint and 'left out' in words
+    assert [(o, o.stat().st_mtime_ns) for o in kept(tmp_path)] == before  # nothing new, nothing written
     (home/'0002.png').write_bytes(good)
     whole,words = read(home)
     assert len(whole) == 6 and not words and whole[whole.ids != '0002.png'].fingerprint == first.fingerprint

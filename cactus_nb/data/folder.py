@@ -234,7 +234,7 @@ def _read_log(path):
     listing,digests,lines = None,{},[]
     with suppress(OSError): lines = path.read_bytes().splitlines()
     for line in lines:
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):
             o = json.loads(line)
             if isinstance(o, dict): listing = o
             else: digests.update(o)
@@ -331,7 +331,7 @@ def _earlier(self:_DiskRows):
     lacks = {tuple(o): i for i,o in enumerate(self.listing['rows']) if i not in self.digests}
     for log in sorted(self.folder.glob('*.log')):
         npy,part,(old,digests) = log.with_suffix('.npy'),log.with_suffix('.part'),_read_log(log)
-        if log == self.log or not old or any(old[k] != self.listing[k] for k in ('version', 'shape', 'options')): continue
+        if log == self.log or not old or any(old.get(k) != self.listing[k] for k in ('version', 'shape', 'options')): continue
         places = enumerate(sorted(digests)) if npy.exists() else ((o, o) for o in digests) if part.exists() else ()
         pairs = [(place, lacks[o], digests[row]) for place,row in places if (o := tuple(old['rows'][row])) in lacks]
         if pairs: yield npy if npy.exists() else part, pairs
@@ -444,7 +444,7 @@ def decode_images(
         n,results = _decode_all([(i, o) for i,o in enumerate(rows) if i not in kept.digests], shape, options, n_workers)
         with closing(results):
             for done in _bar(results, n, progress):
-                kept.put([o[:3] for o in done if o[3] is None])
+                if found := [o[:3] for o in done if not o[3]]: kept.put(found)
                 faults.update((row, fault) for row,_,_,fault in done if fault)
         _check_faults(rows, faults, on_error)
         found = sorted(kept.digests)
