@@ -18,9 +18,10 @@ from fastai.optimizer import Adam
 from fastai.torch_core import TensorBase
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastcore.meta import delegates
 from torch import nn
 from ..backbones import build_backbone
-from ..data.core import as_images
+from ..data.folder import as_images
 from .maml import MAMLCallback
 from .protonet import ProtoNetCallback, cosine_distance, squared_distance
 from ..runs import environment, load_tensors, save_tensors, write_json
@@ -170,15 +171,17 @@ def _distance(info, distance):
     return distance
 
 # %% ../../nbs/32_meta.learner.ipynb #c035
+@delegates(as_images)
 def classify(
     learn:Learner, # A trained learner, such as `load_run` gives
     support,       # Labelled images: an `ImageSet`, uint8 `[n, c, h, w]`, or a list of files or PIL images
     labels,        # Their names, n of any number of classes
     query,         # Images to classify, as for `support`
+    **kwargs
 ) -> TensorBase:   # Probabilities `[n_query, n_classes]`; `.classes` are the names of the columns, sorted
     "Classify `query` by a few labelled images"
     shape = tuple(learn.dls.train_ds.x.shape[1:])
-    xs, xq = [torch.from_numpy(as_images(o, shape))[None] for o in (support, query)]
+    xs, xq = [torch.from_numpy(as_images(o, shape, **kwargs))[None] for o in (support, query)]
     labels = [str(o) for o in labels]
     if len(labels) != xs.shape[1]: raise ValueError(f"{len(labels)} labels for {xs.shape[1]} support images: give one name per image.")
     classes = sorted({*labels})
