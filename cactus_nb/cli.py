@@ -7,14 +7,14 @@ __all__ = ['demo', 'cactus_demo', 'cactus_train', 'cactus_embed', 'cactus_partit
 
 # %% ../nbs/60_cli.ipynb #c002
 import re, sys, time, warnings
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 import numpy as np
 from fastcore.script import anno_parser, store_true
 from .backbones import conv4, conv4_classifier
 from .data.core import ImageSet, atomic_write
 from .data.folder import from_folder
-from .encoders.core import Encoder
+from .encoders.core import Encoder, OwnEmbedding
 from .meta.learner import load_run, run_info
 from .runs import Run, keep_memory, read_json, write_json
 from .score.baselines import from_scratch, knn, nearest_prototype, untrained
@@ -96,7 +96,8 @@ def _to_score(learn, every=10): return learn.maml.inner_loop(every=every) if has
 
 def _how(path):
     "What a row tells about the training of a run"
-    return {k: run_info(path).get(k) for k in ('steps', 'transform', 'n_partitions')}
+    info = run_info(path)
+    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions'))
 
 # %% ../nbs/60_cli.ipynb #c036
 def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
@@ -374,6 +375,16 @@ def _as_asked(run, info, n_way, test_steps, fresh_head):
     n_ways = _numbers(n_way or ','.join(str(w) for w in (5, 20) if not maml or fresh_head or w <= most) or most, 'n_way')
     return load_run(run, **{k: v for k,v in dict(test_steps=test_steps, head='fresh' if fresh_head else None).items() if v is not None}), n_ways
 
+# %% ../nbs/60_cli.ipynb #9daa30e8
+def _embedding_alone(run, grid, score):
+    "Rows of nearest neighbours on the run's embedding; `behind` is the paired difference to the learner, points"
+    path = Path(run)/'encoder.safetensors'
+    if not path.exists(): return []
+    enc = Encoder.load(path)
+    if isinstance(enc, OwnEmbedding): return [] # it has no rows for other images
+    alone = {k: (r, grid[k] - r) for k,r in score(knn(enc)).items()}
+    return [result_row(r, 'knn', enc.name, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for r,d in alone.values()]
+
 # %% ../nbs/60_cli.ipynb #c062
 @_command
 def cactus_eval(
@@ -398,10 +409,13 @@ def cactus_eval(
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, n_way, test_steps, fresh_head)
-    grid = evaluate_grid(_to_score(learn, every), images, n_ways, _numbers(k_shot, 'k_shot'), n_query, n_test, seed)
+    score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
+    grid = score(_to_score(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
     trained = dict(seconds=sum(stages.values()), commits=env.get('commits'), config=cfg)
     changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None).items() if v is not None}
     rows = [result_row(r, *_names(info, cfg), bn=info.get('bn'), **_how(run), **changed) for r in grid.values()]
-    res = _write(run, rows, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
+    beside = _embedding_alone(run, grid, score)
+    res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
+    for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over nearest neighbours on the embedding, task by task")
     _report(res, Path(run)/'result.json')
