@@ -375,13 +375,13 @@ def _as_asked(run, info, n_way, test_steps, fresh_head):
     n_ways = _numbers(n_way or ','.join(str(w) for w in (5, 20) if not maml or fresh_head or w <= most) or most, 'n_way')
     return load_run(run, **{k: v for k,v in dict(test_steps=test_steps, head='fresh' if fresh_head else None).items() if v is not None}), n_ways
 
-# %% ../nbs/60_cli.ipynb #9daa30e8
+# %% ../nbs/60_cli.ipynb #f5891ead
 def _embedding_alone(run, grid, score):
     "Rows of nearest neighbours on the run's embedding; `behind` is the paired difference to the learner, points"
     path = Path(run)/'encoder.safetensors'
     if not path.exists(): return []
     enc = Encoder.load(path)
-    if isinstance(enc, OwnEmbedding): return [] # it has no rows for other images
+    if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
     alone = {k: (r, grid[k] - r) for k,r in score(knn(enc)).items()}
     return [result_row(r, 'knn', enc.name, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for r,d in alone.values()]
 
