@@ -224,24 +224,9 @@ def cactus_train(
     root:str=None,            # Folder of the data set, where it is not in $CACTUS_DATA
 ):
     "Train a few-shot learner from unlabelled images; interrupted, the same command goes on"
-    _one_of(schedule=(schedule, ('one-cycle', 'constant')), bn=(bn, ('running', 'batch')), adapt=(adapt, ('weights', 'all', 'head')))
-    start, place = time.perf_counter(), _place(data, root, size, channels, skip_broken)
-    if partitions: partitions, n_partitions = str(Path(partitions).resolve()), len(Partitions.load(partitions))
-    cfg = preset(method=method, encoder=encoder, embedding=embedding, partition=partition, n_clusters=n_clusters, n_partitions=n_partitions, margin=margin,
-                 n_way=n_way, k_shot=k_shot, n_query=n_query, transform=transform, query_transform=query_transform, bs=bs, epochs=epochs, n_tasks=n_tasks, lr=lr,
-                 schedule=schedule, pseudo_valid=pseudo_valid or None, split=split and _numbers(split, 'split'), seed=seed, inner_lr=inner_lr, inner_steps=inner_steps,
-                 test_steps=test_steps, first_order=first_order or None, adapt=adapt, bn=bn, partitions=partitions, **place)
+    start, cfg = time.perf_counter(), _settings(locals())
     if epochs is None: cfg['epochs'] = cfg.get('long_epochs', cfg['epochs'])
-    train, valid, _ = load_splits(cfg)
-    n_ways = _ways(cfg, valid)
-    _check_tasks(cfg, train, None if pseudo_valid else valid, valid, n_ways, n_test)
-    run = Run(out or f"cactus_runs/{cfg['data']}-{method}-seed{seed}", fit_to(cfg, train), since=start)
-    name, parts = _training_tasks(run, train)
-    learn = train_stage(run, train if method.startswith('oracle') else train.unlabelled(), parts, None if pseudo_valid else valid)
-    scored, what = (valid, 'valid') if valid is not None else (_pseudo_classes(run, train, parts), 'pseudo')
-    with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, 1, n_tasks=n_test, seed=seed)
-    rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **_how(run.path)) for r in grid.values()]
-    _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed), f"cactus_eval --run {run.path} scores it on new classes")
+    _train(cfg, out or f"cactus_runs/{cfg['data']}-{method}-seed{seed}", n_test, start)
 
 # %% ../nbs/60_cli.ipynb #c056
 def _place(data, root, size, channels, skip_broken):
@@ -251,10 +236,35 @@ def _place(data, root, size, channels, skip_broken):
     if place['data'] == 'folder' and not place['root']: raise ValueError("--data folder: give the path of the folder instead, such as --data photos.")
     return place | dict(size=size, channels=channels, on_error='skip' if skip_broken else None)
 
+# %% ../nbs/60_cli.ipynb #3fd230d2
+def _settings(args):
+    "Settings from the arguments of a command that takes images"
+    args = {k: v or None if isinstance(v, bool) else v for k,v in args.items() if k not in ('out', 'n_test')}
+    place = _place(*(args.pop(k) for k in ('data', 'root', 'size', 'channels', 'skip_broken')))
+    if path := args.get('partitions'): args |= dict(partitions=str(Path(path).resolve()), n_partitions=len(Partitions.load(path)))
+    if args.get('split'): args['split'] = _numbers(args['split'], 'split')
+    return preset(**place, **args)
+
+# %% ../nbs/60_cli.ipynb #53eef4ed
 def _ways(cfg, valid):
     "The ways to score at: 5 and 20, where there are so many classes and outputs"
-    most = min(cfg['n_way'] if valid is None or 'inner_steps' in cfg else valid.n_classes, valid.n_classes if valid is not None else cfg['n_way'])
+    if valid is None: most = cfg['n_way']
+    else: most = min(valid.n_classes, cfg['n_way']) if 'inner_steps' in cfg else valid.n_classes
     return [w for w in (5, 20) if w <= most] or [most]
+
+# %% ../nbs/60_cli.ipynb #954ec160
+def _train(cfg, out, n_test, start):
+    "Train and score as the settings say"
+    method, seed, (train, valid, _) = cfg['method'], cfg['seed'], load_splits(cfg)
+    shown, n_ways = None if cfg.get('pseudo_valid') else valid, _ways(cfg, valid)
+    _check_tasks(cfg, train, shown, valid, n_ways, n_test)
+    run = Run(out, fit_to(cfg, train), since=start)
+    name, parts = _training_tasks(run, train)
+    learn = train_stage(run, train if name == 'none' else train.unlabelled(), parts, shown)
+    scored, what = (valid, 'valid') if valid is not None else (_pseudo_classes(run, train, parts), 'pseudo')
+    with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, 1, n_tasks=n_test, seed=seed)
+    rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **_how(run.path)) for r in grid.values()]
+    _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed), f"cactus_eval --run {run.path} scores it on new classes")
 
 # %% ../nbs/60_cli.ipynb #b38b3847
 def _training_tasks(run, train):
@@ -291,8 +301,7 @@ def cactus_embed(
     root:str=None,            # Folder of the data set, where it is not in $CACTUS_DATA
 ):
     "Fit an encoder on the train split, and embed the whole data set: `embedding.npy` [n, d] float32, and `ids.json`, where each row came from"
-    start = time.perf_counter()
-    cfg = preset(encoder=encoder, encoder_epochs=encoder_epochs, split=split and _numbers(split, 'split'), seed=seed, **_place(data, root, size, channels, skip_broken))
+    start, cfg = time.perf_counter(), _settings(locals())
     train, valid, _ = load_splits(cfg)
     n_ways = _ways(cfg, valid)
     _check_tasks(cfg, train, None, valid, n_ways, n_test)
