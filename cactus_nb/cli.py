@@ -7,14 +7,14 @@ __all__ = ['demo', 'cactus_demo', 'cactus_train', 'cactus_embed', 'cactus_partit
 
 # %% ../nbs/60_cli.ipynb #c002
 import re, sys, time, warnings
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 import numpy as np
 from fastcore.script import anno_parser, store_true
 from .backbones import conv4, conv4_classifier
 from .data.core import ImageSet, atomic_write
 from .data.folder import from_folder
-from .encoders.core import Encoder
+from .encoders.core import Encoder, OwnEmbedding
 from .meta.learner import load_run, run_info
 from .runs import Run, keep_memory, read_json, write_json
 from .score.baselines import from_scratch, knn, nearest_prototype, untrained
@@ -96,7 +96,8 @@ def _to_score(learn, every=10): return learn.maml.inner_loop(every=every) if has
 
 def _how(path):
     "What a row tells about the training of a run"
-    return {k: run_info(path).get(k) for k in ('steps', 'transform', 'n_partitions')}
+    info = run_info(path)
+    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions'))
 
 # %% ../nbs/60_cli.ipynb #c036
 def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
@@ -223,24 +224,9 @@ def cactus_train(
     root:str=None,            # Folder of the data set, where it is not in $CACTUS_DATA
 ):
     "Train a few-shot learner from unlabelled images; interrupted, the same command goes on"
-    _one_of(schedule=(schedule, ('one-cycle', 'constant')), bn=(bn, ('running', 'batch')), adapt=(adapt, ('weights', 'all', 'head')))
-    start, place = time.perf_counter(), _place(data, root, size, channels, skip_broken)
-    if partitions: partitions, n_partitions = str(Path(partitions).resolve()), len(Partitions.load(partitions))
-    cfg = preset(method=method, encoder=encoder, embedding=embedding, partition=partition, n_clusters=n_clusters, n_partitions=n_partitions, margin=margin,
-                 n_way=n_way, k_shot=k_shot, n_query=n_query, transform=transform, query_transform=query_transform, bs=bs, epochs=epochs, n_tasks=n_tasks, lr=lr,
-                 schedule=schedule, pseudo_valid=pseudo_valid or None, split=split and _numbers(split, 'split'), seed=seed, inner_lr=inner_lr, inner_steps=inner_steps,
-                 test_steps=test_steps, first_order=first_order or None, adapt=adapt, bn=bn, partitions=partitions, **place)
+    start, cfg = time.perf_counter(), _settings(locals())
     if epochs is None: cfg['epochs'] = cfg.get('long_epochs', cfg['epochs'])
-    train, valid, _ = load_splits(cfg)
-    n_ways = _ways(cfg, valid)
-    _check_tasks(cfg, train, None if pseudo_valid else valid, valid, n_ways, n_test)
-    run = Run(out or f"cactus_runs/{cfg['data']}-{method}-seed{seed}", fit_to(cfg, train), since=start)
-    name, parts = _training_tasks(run, train)
-    learn = train_stage(run, train if method.startswith('oracle') else train.unlabelled(), parts, None if pseudo_valid else valid)
-    scored, what = (valid, 'valid') if valid is not None else (_pseudo_classes(run, train, parts), 'pseudo')
-    with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, 1, n_tasks=n_test, seed=seed)
-    rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **_how(run.path)) for r in grid.values()]
-    _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed), f"cactus_eval --run {run.path} scores it on new classes")
+    _train(cfg, out or f"cactus_runs/{cfg['data']}-{method}-seed{seed}", n_test, start)
 
 # %% ../nbs/60_cli.ipynb #c056
 def _place(data, root, size, channels, skip_broken):
@@ -250,10 +236,35 @@ def _place(data, root, size, channels, skip_broken):
     if place['data'] == 'folder' and not place['root']: raise ValueError("--data folder: give the path of the folder instead, such as --data photos.")
     return place | dict(size=size, channels=channels, on_error='skip' if skip_broken else None)
 
+# %% ../nbs/60_cli.ipynb #3fd230d2
+def _settings(args):
+    "Settings from the arguments of a command that takes images"
+    args = {k: v or None if isinstance(v, bool) else v for k,v in args.items() if k not in ('out', 'n_test')}
+    place = _place(*(args.pop(k) for k in ('data', 'root', 'size', 'channels', 'skip_broken')))
+    if path := args.get('partitions'): args |= dict(partitions=str(Path(path).resolve()), n_partitions=len(Partitions.load(path)))
+    if args.get('split'): args['split'] = _numbers(args['split'], 'split')
+    return preset(**place, **args)
+
+# %% ../nbs/60_cli.ipynb #53eef4ed
 def _ways(cfg, valid):
     "The ways to score at: 5 and 20, where there are so many classes and outputs"
-    most = min(cfg['n_way'] if valid is None or 'inner_steps' in cfg else valid.n_classes, valid.n_classes if valid is not None else cfg['n_way'])
+    if valid is None: most = cfg['n_way']
+    else: most = min(valid.n_classes, cfg['n_way']) if 'inner_steps' in cfg else valid.n_classes
     return [w for w in (5, 20) if w <= most] or [most]
+
+# %% ../nbs/60_cli.ipynb #954ec160
+def _train(cfg, out, n_test, start):
+    "Train and score as the settings say"
+    method, seed, (train, valid, _) = cfg['method'], cfg['seed'], load_splits(cfg)
+    shown, n_ways = None if cfg.get('pseudo_valid') else valid, _ways(cfg, valid)
+    _check_tasks(cfg, train, shown, valid, n_ways, n_test)
+    run = Run(out, fit_to(cfg, train), since=start)
+    name, parts = _training_tasks(run, train)
+    learn = train_stage(run, train if name == 'none' else train.unlabelled(), parts, shown)
+    scored, what = (valid, 'valid') if valid is not None else (_pseudo_classes(run, train, parts), 'pseudo')
+    with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, 1, n_tasks=n_test, seed=seed)
+    rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **_how(run.path)) for r in grid.values()]
+    _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed), f"cactus_eval --run {run.path} scores it on new classes")
 
 # %% ../nbs/60_cli.ipynb #b38b3847
 def _training_tasks(run, train):
@@ -290,8 +301,7 @@ def cactus_embed(
     root:str=None,            # Folder of the data set, where it is not in $CACTUS_DATA
 ):
     "Fit an encoder on the train split, and embed the whole data set: `embedding.npy` [n, d] float32, and `ids.json`, where each row came from"
-    start = time.perf_counter()
-    cfg = preset(encoder=encoder, encoder_epochs=encoder_epochs, split=split and _numbers(split, 'split'), seed=seed, **_place(data, root, size, channels, skip_broken))
+    start, cfg = time.perf_counter(), _settings(locals())
     train, valid, _ = load_splits(cfg)
     n_ways = _ways(cfg, valid)
     _check_tasks(cfg, train, None, valid, n_ways, n_test)
@@ -374,6 +384,16 @@ def _as_asked(run, info, n_way, test_steps, fresh_head):
     n_ways = _numbers(n_way or ','.join(str(w) for w in (5, 20) if not maml or fresh_head or w <= most) or most, 'n_way')
     return load_run(run, **{k: v for k,v in dict(test_steps=test_steps, head='fresh' if fresh_head else None).items() if v is not None}), n_ways
 
+# %% ../nbs/60_cli.ipynb #f5891ead
+def _embedding_alone(run, grid, score):
+    "Rows of nearest neighbours on the run's embedding; `behind` is the paired difference to the learner, points"
+    path = Path(run)/'encoder.safetensors'
+    if not path.exists(): return []
+    enc = Encoder.load(path)
+    if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
+    alone = {k: (r, grid[k] - r) for k,r in score(knn(enc)).items()}
+    return [result_row(r, 'knn', enc.name, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for r,d in alone.values()]
+
 # %% ../nbs/60_cli.ipynb #c062
 @_command
 def cactus_eval(
@@ -398,10 +418,13 @@ def cactus_eval(
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, n_way, test_steps, fresh_head)
-    grid = evaluate_grid(_to_score(learn, every), images, n_ways, _numbers(k_shot, 'k_shot'), n_query, n_test, seed)
+    score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
+    grid = score(_to_score(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
     trained = dict(seconds=sum(stages.values()), commits=env.get('commits'), config=cfg)
     changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None).items() if v is not None}
     rows = [result_row(r, *_names(info, cfg), bn=info.get('bn'), **_how(run), **changed) for r in grid.values()]
-    res = _write(run, rows, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
+    beside = _embedding_alone(run, grid, score)
+    res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
+    for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over nearest neighbours on the embedding, task by task")
     _report(res, Path(run)/'result.json')

@@ -76,6 +76,7 @@ def _checked(cfg):
         if cfg.get(k, 0) < 0: raise ValueError(f"{k}={cfg[k]}: give 0 or more.")
     if cfg['data'] == 'glyphs' and cfg.get('root'): raise ValueError("glyphs are drawn, not read: leave --root out, or choose another --data.")
     for k in ('transform', 'query_transform'): as_transform(cfg[k]) # an unknown name is an error here
+    _one_of(schedule=(cfg.get('schedule'), ('one-cycle', 'constant')), bn=(cfg['bn'], ('running', 'batch')), adapt=(cfg.get('adapt'), ('weights', 'all', 'head')))
     return cfg
 
 def _one_of(**kwargs):
