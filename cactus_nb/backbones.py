@@ -11,6 +11,7 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from .data.core import check_counts
 from .runs import seeded
 
 # %% ../nbs/07_backbones.ipynb #c007
@@ -53,6 +54,7 @@ def conv4(
     seed:int|None=None,  # Seed of the first weights; None draws from torch's global generator
 ) -> nn.Module: # Images `[n, c_in, h, w]` float32 in 0..1 to embeddings `[n, d]`; d is 64 at 28 pixels, 1,600 at 84
     "The paper's ProtoNets network (Table 6; Snell et al. 2017): four of 3×3 convolution, batch norm, ReLU, 2×2 max pooling"
+    check_counts(c_in=c_in, n_filters=n_filters)
     with seeded(seed): blocks = [_block(c, n_filters, stats) for c in (c_in, *[n_filters]*3)]
     return _remember(nn.Sequential(*blocks, nn.Flatten()), 'conv4', c_in=c_in, n_filters=n_filters, stats=stats)
 
@@ -84,6 +86,7 @@ def conv4_classifier(
     seed:int|None=None,  # Seed of the first weights; None draws from torch's global generator
 ) -> nn.Module: # Images `[n, c_in, size, size]` float32 in 0..1 to class scores `[n, n_way]`
     "The paper's MAML network (Table 5; official `maml.py`): batch norm with bias only, eps 1e-3; Xavier convolutions, linear N(0,1) or Xavier"
+    check_counts(n_way=n_way, c_in=c_in, size=size, n_filters=n_filters)
     strided, norm = size < 64, dict(stats=stats, scale=False, eps=1e-3)
     def block(c): return nn.Sequential(StridedConv(c, n_filters), BatchNorm(n_filters, **norm), nn.ReLU()) if strided else _block(c, n_filters, **norm)
     with seeded(seed):
@@ -218,6 +221,7 @@ def build_backbone(
     config:dict, # The `config` of one of this page's networks
 ) -> nn.Module:
     "Build a network from the settings that it noted; raises `ValueError` for a network that is not of this page"
-    kwargs = dict(config or {}); name = kwargs.pop('backbone', None)
+    kwargs = dict(config) if isinstance(config, dict) else {}; name = kwargs.pop('backbone', None)
     if name not in _backbones: raise ValueError(f"backbone={name!r} cannot be built from settings; known: {', '.join(_backbones)}. Pass your own as model=.")
-    return _backbones[name](**kwargs)
+    try: return _backbones[name](**kwargs)
+    except TypeError as e: raise ValueError(f"backbone={name!r} cannot be built from {kwargs} ({e}). Was it saved by another version?") from e

@@ -16,7 +16,7 @@ from .data.core import ImageSet, atomic_write
 from .data.folder import from_folder
 from .encoders.core import Encoder, OwnEmbedding
 from .meta.learner import load_run, run_info
-from .runs import Run, keep_memory, read_json, write_json
+from .runs import Run, is_run, keep_memory, read_json, write_json
 from .score.baselines import from_scratch, knn, nearest_prototype, untrained
 from .score.evaluate import evaluate_grid, result_row, result_table, write_result
 from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_splits, methods, partition_stage, preset, read_images, train_stage
@@ -69,8 +69,9 @@ def _write(path, rows, command, data, split, seconds, seed, **kwargs):
     "Write `result.json`; what another command found before stays, as `result-COMMAND-SPLIT.json`"
     path = Path(path)/'result.json'
     if path.exists():
-        old = read_json(path)
-        if (old['command'], old['split']) != (command, split): path.rename(path.with_name(f"result-{old['command']}-{old['split']}.json"))
+        try: name = '{0[command]}-{0[split]}'.format(read_json(path))
+        except (ValueError, TypeError, KeyError): name = 'unreadable' # of another program, or cut short: it stays too
+        if name != f'{command}-{split}': path.rename(path.with_name(f'result-{name}.json'))
     return write_result(path, rows, command, data, split, seconds, seed, **_costs(), **kwargs)
 
 # %% ../nbs/60_cli.ipynb #c032
@@ -138,7 +139,9 @@ def _command(func):
             keep_memory()
             try: return func(**args)
             except KeyboardInterrupt: _stop('stopped; run the same command again to go on where it was.', 130)
-            except (ValueError, OSError) as e: _stop(' '.join(str(e).split('\n\t')[-1].split()), 1) # fastai puts the event's name before a tab
+            except (ValueError, OSError, MemoryError) as e:
+                msg = str(e).split('\n\t')[-1].replace("on_error='skip'", '--skip_broken').replace("head='fresh'", '--fresh_head') # fastai puts the event's name before a tab
+                _stop(' '.join(msg.split()) or 'there is too little memory.', 1)
     def _stop(msg, code): print(f'{func.__name__}: {msg}', file=sys.stderr); raise SystemExit(code)
     return main
 
@@ -181,8 +184,7 @@ def _clear(path):
     "Remove a run folder, and nothing else"
     import shutil
     if not path.exists(): return
-    ours = all((path/o).is_file() for o in ('config.json', 'env.json')) and 'cactus_nb' in read_json(path/'env.json').get('versions', {})
-    if not ours: raise ValueError(f"{path} is no run folder of this library, so --fresh leaves it alone. Give another --out.")
+    if not is_run(path): raise ValueError(f"{path} is no run folder of this library, so --fresh leaves it alone. Give another --out.")
     shutil.rmtree(path)
 
 # %% ../nbs/60_cli.ipynb #c055
@@ -232,6 +234,7 @@ def cactus_train(
 def _place(data, root, size, channels, skip_broken):
     "Which images, as settings"
     place = data_settings(data, root)
+    _one_of(data=(place['data'], datasets))
     if place['data'] != 'folder' and (size or channels or skip_broken): raise ValueError(f"--size, --channels and --skip_broken are for a folder of images, not for {data}. Leave them out.")
     if place['data'] == 'folder' and not place['root']: raise ValueError("--data folder: give the path of the folder instead, such as --data photos.")
     return place | dict(size=size, channels=channels, on_error='skip' if skip_broken else None)
@@ -241,7 +244,10 @@ def _settings(args):
     "Settings from the arguments of a command that takes images"
     args = {k: v or None if isinstance(v, bool) else v for k,v in args.items() if k not in ('out', 'n_test')}
     place = _place(*(args.pop(k) for k in ('data', 'root', 'size', 'channels', 'skip_broken')))
-    if path := args.get('partitions'): args |= dict(partitions=str(Path(path).resolve()), n_partitions=len(Partitions.load(path)))
+    if path := args.get('partitions'):
+        if more := [k for k in ('embedding', 'partition', 'n_clusters', 'n_partitions', 'margin') if args.get(k) is not None]:
+            raise ValueError(f"--partitions {path} is cut already: leave --{more[0]} out, or --partitions.")
+        args |= dict(partitions=str(Path(path).resolve()), n_partitions=len(Partitions.load(path)))
     if args.get('split'): args['split'] = _numbers(args['split'], 'split')
     return preset(**place, **args)
 

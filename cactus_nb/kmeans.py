@@ -9,6 +9,7 @@ __all__ = ['KMeansResult', 'lloyd', 'kmeans']
 from dataclasses import dataclass
 import numpy as np
 from sklearn.cluster import kmeans_plusplus
+from .data.core import check_counts
 
 # %% ../nbs/06_kmeans.ipynb #c005
 @dataclass
@@ -49,9 +50,12 @@ def kmeans(
     scale:np.ndarray|None=None, # Multiply dimension j of every point by `scale[j]`, `[d]`
 ) -> KMeansResult:
     "k-means with scikit-learn's greedy k-means++ start and faiss's Lloyd; raises `ValueError` if there are fewer points than clusters"
-    if not 1 <= n_clusters <= len(x):
+    check_counts(n_clusters=n_clusters, n_init=n_init, max_iter=max_iter); check_counts(least=0, seed=seed)
+    if n_clusters > len(x):
         raise ValueError(f"n_clusters={n_clusters} over {len(x):,} points: give at least 1 and at most {len(x):,} clusters.")
     x = np.ascontiguousarray(x if scale is None else x*np.asarray(scale, np.float32), dtype=np.float32)
+    if x.ndim != 2 or not max(x.max(), -x.min()) < 1e15: # a square must fit into float32, or faiss ends the process
+        raise ValueError(f"Points are [n, d], finite and of less than 1e15; given {list(x.shape)}, the largest {np.abs(x).max():g}. Reshape or scale them.")
     def once(s):
         start, _ = kmeans_plusplus(x, n_clusters, random_state=s)
         return lloyd(x, np.ascontiguousarray(start, np.float32), s, max_iter)

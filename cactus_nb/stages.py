@@ -53,6 +53,10 @@ def preset(
     kwargs, name, sizes = {k: v for k,v in kwargs.items() if v is not None}, method.removeprefix('oracle-'), {k: v for k,v in presets[data].items() if k not in methods}
     cfg = dict(data=data, method=method) | common | sizes | methods[name] | presets[data][name]
     if kwargs.get('partition', 'kmeans') != 'kmeans': cfg['n_partitions'] = 2400 # the paper's, method by method
+    of = dict(margin=('partition', ['hyperplanes']), n_clusters=('partition', ['kmeans', 'random']), encoder_epochs=('encoder', ['autoencoder']))
+    for k,(other,fit) in of.items():
+        chosen = kwargs.get(other, cfg[other])
+        if k in kwargs and chosen not in fit and (other != 'encoder' or chosen in encoders): raise ValueError(f"{k} is a setting of --{other} {' or '.join(fit)}, not of {chosen}: leave --{k} out.")
     if alien := sorted(({*methods['maml']} - {*cfg}) & {*kwargs}): raise ValueError(f"{alien[0]} is a setting of MAML, not of {name}: leave --{alien[0]} out, or choose --method maml.")
     return _checked(cfg | kwargs)
 
@@ -62,19 +66,24 @@ def data_settings(
     root:str=None, # Where a named data set lies
 ) -> dict:
     "`data` and `root` as settings"
-    if data in datasets and data != 'folder' or not Path(data).is_dir(): return dict(data=data, root=root)
+    if data in datasets and data != 'folder' or not data or not Path(data).is_dir(): return dict(data=data, root=root)
     if root: raise ValueError(f"--data {data} is a folder, and --root {root} another. Leave --root out.")
     return dict(data='folder', root=str(Path(data).resolve()))
 
 # %% ../nbs/52_stages.ipynb #430dcc12
+def _check_root(cfg):
+    if cfg['data'] == 'glyphs' and cfg.get('root'): raise ValueError("glyphs are drawn, not read: leave --root out, or choose another --data.")
+
 def _checked(cfg):
-    for k in ('epochs', 'n_tasks', 'bs', 'n_way', 'k_shot', 'n_query', 'n_clusters', 'n_partitions', 'size', 'channels'):
+    for k in ('epochs', 'encoder_epochs', 'n_tasks', 'bs', 'n_way', 'k_shot', 'n_query', 'n_clusters', 'n_partitions', 'size', 'channels'):
         if cfg.get(k) is not None and cfg[k] < 1: raise ValueError(f"{k}={cfg[k]}: give at least 1.")
     for k in ('lr', 'inner_lr'):
-        if cfg.get(k, 1) <= 0: raise ValueError(f"{k}={cfg[k]}: give a rate above 0.")
+        if not 0 < cfg.get(k, 1) < np.inf: raise ValueError(f"{k}={cfg[k]}: give a rate above 0.")
     for k in ('seed', 'inner_steps', 'test_steps', 'margin'):
-        if cfg.get(k, 0) < 0: raise ValueError(f"{k}={cfg[k]}: give 0 or more.")
-    if cfg['data'] == 'glyphs' and cfg.get('root'): raise ValueError("glyphs are drawn, not read: leave --root out, or choose another --data.")
+        if not 0 <= cfg.get(k, 0) < 2**63: raise ValueError(f"{k}={cfg[k]}: give 0 or more{', below 2**63' if cfg[k] > 0 else ''}.")
+    if cfg['split'] and (len(cfg['split']) != 3 or min(cfg['split']) < 1):
+        raise ValueError(f"split={','.join(map(str, cfg['split']))}: give three numbers of classes, each at least 1: to train on, to validate on and to test on.")
+    _check_root(cfg)
     for k in ('transform', 'query_transform'): as_transform(cfg[k]) # an unknown name is an error here
     _one_of(schedule=(cfg.get('schedule'), ('one-cycle', 'constant')), bn=(cfg['bn'], ('running', 'batch')), adapt=(cfg.get('adapt'), ('weights', 'all', 'head')))
     return cfg
@@ -88,6 +97,7 @@ def read_images(
     cfg:dict, # Settings with `data`; `root`, `size`, `channels` and `on_error` where they matter
 ) -> ImageSet:
     "The whole data set"
+    _check_root(cfg)
     kwargs = {k: cfg[k] for k in ('root', 'size', 'channels', 'on_error') if cfg.get(k) is not None}
     if cfg['data'] != 'folder': return datasets[cfg['data']](**kwargs)
     return from_folder(kwargs.pop('root'), **kwargs, labels=cfg.get('split') is not None)
@@ -107,12 +117,14 @@ def fit_to(
 ) -> dict:
     "Settings with the number of clusters; raises `ValueError` where it is more than there are images"
     k, made = cfg['n_clusters'] or max(2*cfg['n_way'], min(500, len(images)//20)), not cfg.get('partitions') and not cfg['method'].startswith('oracle')
+    if made and not cfg['n_clusters'] and k > len(images): raise ValueError(f"{len(images):,} images are too few to cut {k} clusters, two tasks of n_way={cfg['n_way']}, from them. Give more images, or lower n_way.")
     if made and k > len(images): raise ValueError(f"n_clusters={k} over {len(images):,} images: give at most {len(images):,}.")
     return cfg | dict(n_clusters=k, fingerprint=images.fingerprint)
 
 # %% ../nbs/52_stages.ipynb #524c1b79
-encoders = dict(autoencoder=lambda cfg: Autoencoder(n_epochs=cfg['encoder_epochs'], seed=cfg['seed'], quiet=not sys.stdout.isatty()),
-                pca=lambda cfg: PCA(), pixels=lambda cfg: Pixels(), zca=lambda cfg: Whitened(Pixels()))
+encoders = dict(autoencoder=lambda cfg, images: Autoencoder(n_epochs=cfg['encoder_epochs'], seed=cfg['seed'], quiet=not sys.stdout.isatty()),
+                pca=lambda cfg, images: PCA(min(128, len(images), int(np.prod(images.shape)))),
+                pixels=lambda cfg, images: Pixels(), zca=lambda cfg, images: Whitened(Pixels()))
 
 # %% ../nbs/52_stages.ipynb #4bd730d1
 def embed_stage(
@@ -123,7 +135,7 @@ def embed_stage(
     cfg, path = run.config, run/'encoder.safetensors'
     if not run.done('embed'):
         if cfg.get('embedding'): enc = OwnEmbedding(cfg['embedding'], read_images(cfg))
-        else: enc = encoders[cfg['encoder']](cfg)
+        else: enc = encoders[cfg['encoder']](cfg, images)
         if isinstance(enc, Autoencoder): enc.checkpoint = run/'encoder-checkpoint.safetensors'
         with run.stage('embed'): enc.fit(images).save(path)
         (run/'encoder-checkpoint.safetensors').unlink(missing_ok=True)

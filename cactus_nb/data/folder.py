@@ -25,7 +25,7 @@ from fastcore.imports import IN_NOTEBOOK
 from fastcore.meta import delegates
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .core import ImageSet, atomic_write, cache_root, check_pixels
+from .core import ImageSet, _full, atomic_write, cache_root, check_pixels
 
 # %% ../../nbs/03_data.folder.ipynb #c007
 def _white(a):
@@ -386,8 +386,6 @@ def finish(self:_DiskRows):
     return _map(self.npy)
 
 # %% ../../nbs/03_data.folder.ipynb #c063
-_full = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
-
 def _open_rows(folder, rows, shape, options):
     "Where decoded rows go: `folder`, or memory where it is None or cannot be written."
     gib = len(rows)*int(np.prod(shape)) / 2**30
@@ -507,6 +505,7 @@ def _folder_labels(names, labels):
 # %% ../../nbs/03_data.folder.ipynb #c085
 def _read_labels(path):
     "`{name: label}` of a csv file that begins with the line filename,label."
+    if not os.path.isfile(path): raise FileNotFoundError(f'{path} is no csv file of labels: give one that begins with the line filename,label')
     with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as f: rows = [o for o in csv.reader(f) if o]
     if not rows or [o.strip() for o in rows[0]] != ['filename', 'label']: raise ValueError(f'{path}: the first line must be filename,label')
     wrong = [o for o in rows[1:] if len(o) != 2]
@@ -529,6 +528,8 @@ def _labels(names, labels):
     "The class of every image as text, or None."
     if labels is False: return None
     if labels is True or isinstance(labels, str) and labels == 'auto': return _folder_labels(names, labels)
+    if not isinstance(labels, (dict, str, os.PathLike)) or isinstance(labels, str) and not labels:
+        raise ValueError(f"labels must be 'auto', True, False, a dict of labels by name, or a csv file; given {type(labels).__name__} {labels!r:.40}")
     return _given_labels(names, labels if isinstance(labels, dict) else _read_labels(labels))
 
 # %% ../../nbs/03_data.folder.ipynb #c091
@@ -542,6 +543,7 @@ def _note_copies(names, digests):
 
 # %% ../../nbs/03_data.folder.ipynb #c093
 def _check_folder(path):
+    if path == '': raise ValueError('the path is empty: give the folder that holds the images, or . for the one you are in')
     folder = Path(path).expanduser()
     if folder.is_file(): raise NotADirectoryError(f'{folder} is a file: give the folder that holds the images')
     if not folder.is_dir(): raise FileNotFoundError(f'there is no folder {folder}: give the folder that holds the images')

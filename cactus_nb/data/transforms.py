@@ -12,7 +12,7 @@ import numpy as np, torch, torch.nn.functional as F
 from dataclasses import dataclass, fields
 from fastcore.basics import patch
 from itertools import groupby
-from .core import ImageSet, image_grid
+from .core import ImageSet, check_pixels, image_grid
 
 # %% ../../nbs/02_data.transforms.ipynb #c007
 class ImageTransform:
@@ -206,6 +206,7 @@ class Compose(ImageTransform):
     def __init__(self,
         *ts, # `ImageTransform`s; those of a `Compose` count one by one
     ):
+        if other := [t for t in ts if not isinstance(t, ImageTransform)]: raise ValueError(f"{other[0]!r} is no ImageTransform: as_transform makes one of a name or a function.")
         self.ts = [o for t in ts for o in getattr(t, 'ts', [t])]
         self.n_random = sum(t.n_random for t in self.ts)
     name = property(lambda self: ','.join(t.name for t in self.ts))
@@ -267,8 +268,8 @@ def show_transforms(
     ax=None,         # Where to draw
 ): # The axes
     "A row for each transform: every image as it is, then transformed"
-    x = torch.from_numpy(images.x if isinstance(images, ImageSet) else images)
-    ts, g, (n, c, h, w) = [as_transform(o) for o in transforms or known_transforms], torch.Generator().manual_seed(seed), x.shape
+    x = torch.from_numpy(np.array(check_pixels(images.x if isinstance(images, ImageSet) else images)))
+    ts, g, (n, c, h, w) = [t for o in transforms or known_transforms if (t := as_transform(o))], torch.Generator().manual_seed(seed), x.shape
     many = x.repeat_interleave(n_draws, 0).float()/255
     drawn = [(t(many, torch.rand(len(many), t.n_random, generator=g))*255).round().byte().view(n, n_draws, c, h, w) for t in ts]
     rows = torch.cat([torch.cat([x[:,None], y], 1).flatten(0, 1) for y in drawn])

@@ -18,10 +18,12 @@ from fastai.learner import Learner
 from fastai.optimizer import Adam
 from fastcore.basics import patch
 from torch import nn
-from ..data.core import ImageSet
+from ..data.core import ImageSet, check_counts, check_images
 from ..runs import ResumeCallback, TrimCallback, load_tensors, save_tensors, seeded
 
 # %% ../../nbs/10_encoders.core.ipynb #65065e77
+def _plain_tensor(z): return (z.float() if z.is_floating_point() else z).detach().cpu() # NumPy has no bfloat16
+
 def _chunks(x, n=4096): return (x[i:i+n] for i in range(0, len(x), n))
 
 # %% ../../nbs/10_encoders.core.ipynb #ca88fa1e
@@ -41,7 +43,8 @@ def check_embedding(
     to_cluster:bool=True, # Must it be fit to be clustered: at least 2 rows, not all equal?
 ) -> np.ndarray:     # `[n, d]` float32, not copied if it was that already
     "Check an embedding and return it as float32; raises `ValueError` that says what is wrong"
-    z = np.asarray(z.detach().cpu() if torch.is_tensor(z) else z)
+    try: z = np.asarray(_plain_tensor(z) if torch.is_tensor(z) else z)
+    except (TypeError, ValueError) as e: raise ValueError(f"An embedding is an array [n, d] of numbers; given a {type(z).__name__} that is none ({e}).") from e
     _check_rows(z, n, to_cluster)
     return z.astype(np.float32, copy=False)
 
@@ -55,7 +58,7 @@ class Encoder:
         images:ImageSet, # Images to learn from; labels are dropped before they are looked at
     ): # The encoder itself
         "Learn from unlabelled images"
-        self._fit(images.unlabelled())
+        self._fit(check_images(images).unlabelled())
         self._fitted = True
         return self
 
@@ -69,7 +72,7 @@ def embed(self:Encoder,
 ) -> np.ndarray: # `[n, d]` float32
     "Embed images; raises `ValueError` if the outcome is no embedding, see `check_embedding`"
     if not self._ready(): raise ValueError(f"{type(self).__name__} has not learnt yet. Call fit first, or Encoder.load.")
-    return check_embedding(self._embed(images.unlabelled()), len(images), to_cluster=False)
+    return check_embedding(self._embed(check_images(images).unlabelled()), len(images), to_cluster=False)
 
 # %% ../../nbs/10_encoders.core.ipynb #c015
 @patch
@@ -79,12 +82,13 @@ def save(self:Encoder,
     "Write the encoder to one safetensors file; raises `ValueError` if its class does not define `state`"
     state, name = self.state(), type(self).__name__
     if state is None: raise ValueError(f"{name} does not define state and load_state, so it cannot be saved. Define them, or keep what it embeds with numpy.save.")
+    if not self._ready(): raise ValueError(f"{name} has not learnt yet, so there is nothing to save. Call fit first.")
     save_tensors(path, state, dict(encoder=name, config=self.config))
 
 # %% ../../nbs/10_encoders.core.ipynb #00850149
 def _make(path, meta, given):
     "The encoder that a file's header describes, after the one that it wraps, if any"
-    name, config = meta.get('encoder'), meta.get('config')
+    name, config = meta.get('encoder'), meta.get('config', {})
     if name not in Encoder.known:
         raise ValueError(f"{path} holds encoder {name!r}; known here: {', '.join(Encoder.known)}. Import the module that defines it first.")
     if 'encoder' in config: config, given = config | dict(encoder=_make(path, config['encoder'], given)), {}
@@ -98,8 +102,10 @@ def load(cls:Encoder,
 ) -> Encoder:
     "Read an encoder of any known class; raises `FileNotFoundError`, or `ValueError` for a damaged or foreign file"
     state, meta = load_tensors(path)
-    enc = _make(path, meta, given)
-    enc.load_state(state)
+    try:
+        enc = _make(path, meta, given)
+        enc.load_state(state)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as e: raise ValueError(f"{path} holds no encoder that can be made here ({' '.join(str(e).split())[:200]}). Fit and save it again.") from e
     return enc
 
 # %% ../../nbs/10_encoders.core.ipynb #7a9dda79
@@ -119,10 +125,13 @@ class PCA(Encoder):
         whiten:bool=False,    # Scale every component to variance 1?
         max_gb:float=2,       # Memory for the pixels as floats while it learns, in GB; of more images, a part is drawn
         seed:int=0,           # Seed of that draw, and of the solver for more than 4,096 pixels
-    ): self.config, self._state = dict(n_components=n_components, whiten=whiten, max_gb=max_gb, seed=seed), {}
+    ):
+        check_counts(n_components=n_components)
+        self.config, self._state = dict(n_components=n_components, whiten=whiten, max_gb=max_gb, seed=seed), {}
 
     def _fit(self, images):
         from sklearn.decomposition import PCA as SkPCA
+        check_images(images, 2)
         n, whiten, max_gb, seed = self.config.values()
         d = int(np.prod(images.shape))
         images = _sample(images, d, max_gb, seed)
@@ -134,7 +143,9 @@ class PCA(Encoder):
 
 # %% ../../nbs/10_encoders.core.ipynb #c021
 @patch
-def _embed(self:PCA, images): return np.concatenate([(_flat(x) - self._state['mean']) @ self._state['components'].T for x in _chunks(images.x)])
+def _embed(self:PCA, images):
+    _check_width(self, self._state['mean'], int(np.prod(images.shape)))
+    return np.concatenate([(_flat(x) - self._state['mean']) @ self._state['components'].T for x in _chunks(images.x)])
 
 # %% ../../nbs/10_encoders.core.ipynb #c022
 @patch
@@ -146,6 +157,9 @@ def load_state(self:PCA, state): self._state = {k: v.numpy() for k,v in state.it
 
 # %% ../../nbs/10_encoders.core.ipynb #c024
 def _flat(x): return np.divide(x.reshape(len(x), -1), 255, dtype=np.float32) # with no second array
+
+def _check_width(enc, mean, d):
+    if d != len(mean): raise ValueError(f"{type(enc).__name__} learnt from {len(mean):,} numbers an image, these images have {d:,}. Resize them, or fit a new one.")
 
 # %% ../../nbs/10_encoders.core.ipynb #c032
 class ImageDataset:
@@ -182,6 +196,7 @@ def image_dls(
     device=None,           # Where the pixels live; `cpu` if None
 ) -> DataLoaders:
     "Batches of images for a stock `Learner` that learns without labels"
+    check_images(images, 2); check_counts(bs=bs); check_counts(least=0, seed=seed)
     x, rows = torch.from_numpy(np.ascontiguousarray(images.x)).to(device or 'cpu'), torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     n = max(1, int(valid_pct*len(images)))
     ds = [ImageDataset(x, r, seed) for r in (rows[n:], rows[:n])]
@@ -224,6 +239,7 @@ class Autoencoder(Encoder):
         cbs=None,            # Further fastai callbacks for the training
         quiet:bool=False,    # Leave out the progress bars?
     ):
+        check_counts(n_latent=n_latent, n_filters=n_filters, n_epochs=n_epochs, bs=bs); check_counts(least=0, seed=seed)
         self.config = dict(n_latent=n_latent, n_filters=n_filters, n_epochs=n_epochs, bs=bs, lr=lr, seed=seed, shape=shape)
         self.net, self.device, self.checkpoint, self.cbs, self.quiet = None, torch.device(device or 'cpu'), checkpoint, cbs, quiet
         if shape: self._build()
@@ -302,13 +318,16 @@ class ModuleEncoder(Encoder):
     ):
         if not isinstance(model, nn.Module):
             raise ValueError(f"model is {type(model).__name__}, not an nn.Module. Give the module; to `Encoder.load` too, since a file holds weights and no code.")
+        check_counts(bs=bs, **{} if channels is None else dict(channels=channels), **{} if size is None else dict(size=min(np.ravel(size).tolist())))
         self.config = dict(size=size, mean=_list(mean, 0.), std=_list(std, 1.), channels=channels, bs=bs)
         self.model, self.pick = model.to(device) if device else model, pick or (lambda out: out)
 
     def _fit(self, images): pass
 
 # %% ../../nbs/10_encoders.core.ipynb #6d7ed431
-def _list(v, default): return np.atleast_1d(default if v is None else v).tolist()
+def _list(v, default):
+    try: return np.atleast_1d(default if v is None else v).astype(float).tolist()
+    except (TypeError, ValueError) as e: raise ValueError(f"mean or std is {v!r}: give a number, or one for each channel.") from e
 
 # %% ../../nbs/10_encoders.core.ipynb #72f10f9b
 @patch
@@ -327,7 +346,7 @@ def _prepare(self:ModuleEncoder, x):
 def _numbers(self:ModuleEncoder, x):
     "What the module makes of prepared images, as an array with a row for each"
     try: out = self.pick(self.model(x))
-    except RuntimeError as e: raise ValueError(f"The module failed on images {tuple(x.shape)}: {str(e).splitlines()[0]} It may need another size= or channels=, or a smaller bs=.") from e
+    except Exception as e: raise ValueError(f"The module failed on images {tuple(x.shape)}: {type(e).__name__}: {(str(e).splitlines() or [''])[0]} It may need another size=, channels= or pick=, or a smaller bs=.") from e
     if not torch.is_tensor(out) or out.dim() < 2 or len(out) != len(x):
         what = f'a tensor {tuple(out.shape)}' if torch.is_tensor(out) else f'a {type(out).__name__}'
         raise ValueError(f"The module gave {what} for {len(x)} images; needed a tensor [n, ...] with a row for each. Choose one with pick=, such as pick=lambda out: out.pooler_output.")
@@ -358,23 +377,35 @@ class OwnEmbedding(Encoder):
         z:np.ndarray=None,    # Embedding `[n, d]`; or the path of a `.npy` file, whose rows are read when they are asked for
         images:ImageSet=None, # The images that the rows belong to, in the same order
     ):
-        self.config, self.z, self.row = {}, None, {}
+        self.config, self.z, self.row, self.images = {}, None, {}, None
         if z is None: return
         if isinstance(z, (str, Path)): z = _load_npy(z)
         if images is None: raise ValueError('Rows are looked up by image: give the images too, in the order of the rows.')
-        if isinstance(z, np.memmap): _check_rows(z, len(images), True)
-        else: z = check_embedding(z, len(images))
-        self.z, self.row = z, {id: i for i,id in enumerate(images.ids)}
+        if isinstance(z, np.memmap): _check_rows(z, len(check_images(images)), True)
+        else: z = check_embedding(z, len(check_images(images)))
+        self.z, self.row, self.images = z, {id: i for i,id in enumerate(images.ids)}, images
+        if len(self.row) < len(images): raise ValueError(f"{len(images):,} images have {len(self.row):,} different ids, so their rows cannot be told apart. Give the set before rows were taken twice.")
 
     def _ready(self): return self.z is not None
     def _fit(self, images): self._embed(images)
+
+# %% ../../nbs/10_encoders.core.ipynb #e5f0b1d2
+@patch
+def _check_same(self:OwnEmbedding, images, rows, n=64):
+    "Where ids are no more than numbers of rows, two sets have the same ones: compare the pixels of a few"
+    own = self.images
+    if own is None or own.shape != images.shape or not all(o.isdigit() for o in images.ids[:n]): return
+    other = [i for i in range(0, len(rows), -(-len(rows)//n)) if (own.x[rows[i]] != images.x[i]).any()]
+    if other: raise ValueError(f"Image {images.ids[other[0]]!r} is another one than that of row {rows[other[0]]} of the embedding: both sets number their images from 0. Give them ids, or embed all images, then split.")
 
 # %% ../../nbs/10_encoders.core.ipynb #c058
 @patch
 def _embed(self:OwnEmbedding, images):
     missing = [id for id in images.ids if id not in self.row]
     if missing: raise ValueError(f"{len(missing):,} of {len(images):,} images have no row in the embedding, the first is {missing[0]!r}. Embed all images, then split.")
-    return self.z[[self.row[id] for id in images.ids]].astype(np.float32, copy=False)
+    rows = [self.row[id] for id in images.ids]
+    self._check_same(images, rows)
+    return self.z[rows].astype(np.float32, copy=False)
 
 # %% ../../nbs/10_encoders.core.ipynb #c059
 @patch

@@ -8,7 +8,8 @@ __all__ = ['Pixels', 'EncoderStep', 'Normalised', 'Whitened']
 # %% ../../nbs/10a_encoders.whiten.ipynb #92fc523d
 import numpy as np
 from fastcore.basics import patch
-from .core import Encoder, _sample
+from ..data.core import check_images
+from .core import Encoder, _check_width, _sample
 
 # %% ../../nbs/10a_encoders.whiten.ipynb #341fa7f5
 class Pixels(Encoder):
@@ -96,7 +97,7 @@ class Whitened(EncoderStep):
 
     done = property(lambda self: 'zca' if self.args['n_components'] is None else f"whitened to {self.args['n_components']}")
     def _ready(self): return self.inner._ready() and bool(self._state)
-    def _change(self, z): return (z - self._state['mean']) @ self._state['matrix'].T
+    def _change(self, z): _check_width(self, self._state['mean'], z.shape[1]); return (z - self._state['mean']) @ self._state['matrix'].T
 
 # %% ../../nbs/10a_encoders.whiten.ipynb #e57c889c
 def _moments(blocks):
@@ -123,11 +124,11 @@ def _principal(self:Whitened, images, m, d):
 # %% ../../nbs/10a_encoders.whiten.ipynb #e59610c5
 @patch
 def _learn(self:Whitened, images):
-    n, d = self.args['n_components'], self.inner._embed(images[:1]).shape[1]
+    n, d = self.args['n_components'], self.inner._embed(check_images(images, 2)[:1]).shape[1]
     if n is None and d > _wide: raise ValueError(f"ZCA of {d:,} dimensions would need a covariance of {8*d*d/1e9:.1f} GB. Give n_components, such as 256.")
     m, most = d if n is None else n, min(d, len(images)-1)
-    if not 1 <= m <= most:
-        raise ValueError(f"Whitening to {m:,} of {d:,} dimensions, learnt from {len(images):,} images: give n_components from 1 to {most:,}.")
+    if not isinstance(m, (int, np.integer)) or not 1 <= m <= most:
+        raise ValueError(f"Whitening to {m} of {d:,} dimensions, learnt from {len(images):,} images: give n_components from 1 to {most:,}.")
     mean, var, axes = self._principal(images, m, d)
     matrix = axes * (var + self.args['eps'])[:,None]**-0.5
     self._state = {k: np.ascontiguousarray(v, np.float32) for k,v in dict(mean=mean, matrix=matrix if n else axes.T @ matrix).items()}

@@ -47,7 +47,18 @@ def pseudo_accuracy(
     return accuracy(pred, targ)
 
 # %% ../../nbs/32_meta.learner.ipynb #c012
+def _check_network(model, shape):
+    "Try `model` on two images: what does not fit is said here, not in the middle of the first step"
+    if not isinstance(model, nn.Module): raise ValueError(f"model is {type(model).__name__}, not an nn.Module. Give a network, such as conv4().")
+    p, was = next(model.parameters(), None), model.training
+    if p is None: raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to train.")
+    try: out = model.eval()(torch.zeros(2, *shape, device=p.device, dtype=p.dtype))
+    except RuntimeError as e: raise ValueError(f"The network fails on images {tuple(shape)}: {str(e).splitlines()[0]} Give one for their channels and size.") from e
+    finally: model.train(was)
+    if not torch.is_tensor(out) or out.dim() < 2 or len(out) != 2: raise ValueError(f"The network gives {f'a tensor {tuple(out.shape)}' if torch.is_tensor(out) else f'a {type(out).__name__}'} for 2 images. It must give a tensor with a row for each.")
+
 def _learner(dls, model, method, lr, opt_func, metrics, cbs, **kwargs):
+    with torch.no_grad(): _check_network(model, dls.train_ds.x.shape[1:])
     metrics = metrics or (label_accuracy if dls.valid_ds.kind == 'labels' else pseudo_accuracy)
     return Learner(dls, model, loss_func=CrossEntropyLossFlat(), lr=lr, opt_func=opt_func, metrics=metrics, cbs=[method, *L(cbs)], **kwargs)
 
@@ -99,6 +110,7 @@ def few_shot_callback(
     learn:Learner, # A learner with a meta-learning callback
 ):
     "The callback that makes a learner a few-shot learner; raises `ValueError` if there is none"
+    if not isinstance(learn, Learner): raise ValueError(f"learn is {type(learn).__name__}, not a Learner. Make one with proto_learner or maml_learner, or load_run.")
     found = [cb for cb in learn.cbs if hasattr(cb, 'task_logits')]
     if not found: raise ValueError("This Learner has no meta-learning callback. Make it with proto_learner or maml_learner, or add ProtoNetCallback() or MAMLCallback().")
     return found[0]
@@ -118,8 +130,11 @@ def save_run(
     **info         # Anything else to note beside the weights, JSON values only: data set, split, seed
 ):
     "Write `model.safetensors`, and `config.json` and `env.json` where there are none yet"
-    path, about = Path(path), describe(learn) | info
-    save_tensors(path/'model.safetensors', learn.model.state_dict(), about)
+    path, about, state = Path(path), describe(learn) | info, learn.model.state_dict()
+    if (path/'model.safetensors').exists(): run_info(path) # of this library, or an error
+    bad = [k for k,v in state.items() if not v.isfinite().all()]
+    if bad: raise ValueError(f"The weights {bad[0]!r} are not finite: the training diverged. Train again with a lower learning rate.")
+    save_tensors(path/'model.safetensors', state, about)
     for name,d in (('config.json', about), ('env.json', environment(next(learn.model.parameters()).device))):
         if not (path/name).exists(): write_json(path/name, d)
 
@@ -138,7 +153,9 @@ def _open_run(path):
         what = 'its training was not finished; run the same command again to go on' if (path/'config.json').exists() else 'it is no run folder'
         raise ValueError(f"{path} holds no model.safetensors: {what}.")
     state, info = load_tensors(path/'model.safetensors')
-    if 'method' not in info: raise ValueError(f"{path/'model.safetensors'} was not written by save_run: its header names no method. Give a run folder of this library.")
+    lacks = [k for k in ('method', 'backbone', 'shape', 'n_way', 'k_shot', 'n_query', 'kind') if not isinstance(info, dict) or k not in info]
+    if lacks or info['method'] not in ('protonets', 'maml') or info.get('method') == 'maml' and 'maml' not in info:
+        raise ValueError(f"{path/'model.safetensors'} was not written by save_run: its header names no {lacks[0] if lacks else 'known method'}. Give a run folder of this library.")
     return state, info
 
 # %% ../../nbs/32_meta.learner.ipynb #c029
@@ -152,7 +169,8 @@ def load_run(
 ) -> Learner:
     "A learner from a run folder, from safetensors and JSON only; raises `FileNotFoundError` or `ValueError` if there is none"
     state, info = _open_run(path)
-    model = model or build_backbone(info['backbone'])
+    if model is None: model = build_backbone(info['backbone'])
+    if not isinstance(model, nn.Module): raise ValueError(f"model is {type(model).__name__}, not an nn.Module. Give the network itself.")
     try: model.load_state_dict(state)
     except RuntimeError as e: raise ValueError(f"The weights in {path} do not fit this network: {str(e).splitlines()[-1].strip()} Pass the network that was trained as model=.") from e
     device, dls = device or 'cpu', dls or _no_tasks(info)
@@ -180,11 +198,13 @@ def classify(
     **kwargs
 ) -> TensorBase:   # Probabilities `[n_query, n_classes]`; `.classes` are the names of the columns, sorted
     "Classify `query` by a few labelled images"
-    shape = tuple(learn.dls.train_ds.x.shape[1:])
+    cb, shape = few_shot_callback(learn), tuple(learn.dls.train_ds.x.shape[1:])
     xs, xq = [torch.from_numpy(as_images(o, shape, **kwargs))[None] for o in (support, query)]
-    labels = [str(o) for o in labels]
+    if labels is None or isinstance(labels, str): raise ValueError(f"labels={labels!r}: give a list of names, one for each support image.")
+    labels = [str(o) for o in (labels.tolist() if hasattr(labels, 'tolist') else labels)]
+    if not xs.shape[1] or not xq.shape[1]: raise ValueError(f"{xs.shape[1]} support images and {xq.shape[1]} to classify: give at least one of either.")
     if len(labels) != xs.shape[1]: raise ValueError(f"{len(labels)} labels for {xs.shape[1]} support images: give one name per image.")
     classes = sorted({*labels})
     if len(classes) < 2: raise ValueError(f"All support images are {classes[0]!r}: give images of at least 2 classes.")
     ys = torch.tensor([[classes.index(o) for o in labels]])
-    return TensorBase(few_shot_callback(learn).task_logits(xs, ys, xq)[0].softmax(-1).cpu(), classes=classes)
+    return TensorBase(cb.task_logits(xs, ys, xq)[0].softmax(-1).cpu(), classes=classes)

@@ -16,6 +16,7 @@ from fastcore.meta import delegates
 from torch import nn
 from torch.func import functional_call, vmap
 from ..backbones import forward_in_one, runs_in_one
+from ..data.core import check_counts
 
 # %% ../../nbs/31_meta.maml.ipynb #c012
 def task_forward(
@@ -115,7 +116,7 @@ def maml_steps(
     on_loss=None,           # `(step, losses [B])`, called at each step; None is `check_loss`
 ): # Yields `{name: [B, ...]}` inner_steps + 1 times
     "Gradient steps on every task's support images (Finn et al. 2017, algorithm 2; paper, Table 5); raises `ValueError` for what cannot be adapted"
-    names, recorded = _check_settings(model, inner_steps, inner_loss, adapt, head), torch.is_grad_enabled()
+    names, recorded = _check_settings(model, inner_lr, inner_steps, inner_loss, adapt, head), torch.is_grad_enabled()
     if head == 'fresh' and n_way: params = fresh_head(model, params, n_way)
     tasks = {k: (p if recorded else p.detach()).expand(len(xs), *p.shape) for k,p in params.items()} | {k: b.expand(len(xs), *b.shape).clone() for k,b in model.named_buffers()}
     yield tasks
@@ -129,9 +130,10 @@ def maml_steps(
         yield tasks
 
 # %% ../../nbs/31_meta.maml.ipynb #c036
-def _check_settings(model, inner_steps, inner_loss, adapt, head):
+def _check_settings(model, inner_lr, inner_steps, inner_loss, adapt, head):
     "The names of the adapted parameters, if the settings make sense"
-    if inner_steps < 0: raise ValueError(f"inner_steps={inner_steps}: give 0 or more.")
+    check_counts(least=0, inner_steps=inner_steps)
+    if isinstance(inner_lr, str) or isinstance(inner_lr, (int, float)) and not inner_lr >= 0: raise ValueError(f"inner_lr={inner_lr}: give a step size of 0 or more.")
     if inner_loss not in inner_losses: raise ValueError(f"inner_loss={inner_loss!r}: choose one of {', '.join(inner_losses)}.")
     if head not in ('first', 'fresh'): raise ValueError(f"head={head!r}: choose 'first' or 'fresh'.")
     return adapted_names(model, adapt)
@@ -205,8 +207,9 @@ class InnerLoop:
         **kwargs             # `inner_loss`, `adapt`, `head`: see `maml_steps`
     ):
         self.model, self.budget, self.settings = model, budget, dict(inner_lr=inner_lr, inner_steps=inner_steps) | kwargs
+        check_counts(every=every)
+        _check_settings(model, **dict(inner_loss='mean', adapt='all', head='first') | self.settings)
         self.steps = sorted({*range(0, inner_steps+1, every), inner_steps}) # after which scores are kept
-        _check_settings(model, **dict(inner_loss='mean', adapt='all', head='first') | {k: v for k,v in self.settings.items() if k != 'inner_lr'})
 
 # %% ../../nbs/31_meta.maml.ipynb #c064
 @patch
@@ -260,7 +263,7 @@ class MAMLCallback(Callback):
     ):
         self.settings = dict(inner_lr=inner_lr, first_order=first_order, inner_loss=inner_loss, adapt=adapt, head=head)
         self.inner_steps, self.test_steps, self.losses = inner_steps, inner_steps if test_steps is None else test_steps, []
-        _check_settings(nn.Linear(1, 1), min(self.inner_steps, self.test_steps), inner_loss, adapt, head)
+        for steps in (self.inner_steps, self.test_steps): _check_settings(nn.Linear(1, 1), inner_lr, steps, inner_loss, adapt, head)
 
     def before_batch(self): get_model(self.learn.model).forward = self._adapt_and_classify
 

@@ -12,6 +12,13 @@ from fastai.callback.fp16 import MixedPrecision
 from fastcore.basics import patch
 from torch import nn
 
+# %% ../../nbs/30_meta.protonet.ipynb #a90b2c41
+def _check_support(zs, ys, n_way):
+    if ys.shape != zs.shape[:2] or ys.is_floating_point(): raise ValueError(f"Support embeddings are [B, n, d] and their labels whole numbers [B, n]; given {list(zs.shape)}, and {list(ys.shape)} {ys.dtype}.")
+    if ys.min() < 0 or ys.max() >= n_way: raise ValueError(f"Support labels lie in {ys.min()} .. {ys.max()}; needed 0 .. {n_way-1}. Number the classes of each task from 0, or raise n_way.")
+    missing = (ys[...,None] != torch.arange(n_way)).all(1).nonzero()
+    if len(missing): raise ValueError(f"Task {missing[0,0]} has no support image of class {missing[0,1]}, so that class has no prototype. Give one for each of n_way={n_way} classes, or lower n_way.")
+
 # %% ../../nbs/30_meta.protonet.ipynb #c007
 def prototypes(
     zs:torch.Tensor, # Support embeddings `[B, n_way·k_shot, d]`
@@ -19,6 +26,7 @@ def prototypes(
     n_way:int,       # Classes in a task
 ) -> torch.Tensor:   # `[B, n_way, d]`
     "The mean support embedding of each class (Snell et al., equation 1)"
+    if ys.device.type == 'cpu': _check_support(zs, ys, n_way)
     hot = F.one_hot(ys, n_way).to(zs.dtype)
     return hot.transpose(1,2) @ zs / hot.sum(1)[...,None]
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np, torch, torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from torch import nn
-from ..data.core import ImageSet
+from ..data.core import ImageSet, check_counts
 from ..encoders.core import Encoder
 from ..meta.maml import InnerLoop
 from ..meta.protonet import embed_images, proto_logits, squared_distance
@@ -23,13 +23,19 @@ class EmbeddingMethod:
     def __init__(self,
         encoder, # An `Encoder`, or any function from uint8 images `[n, c, h, w]` to an array `[n, d]`
         rule,    # `(zs, ys, zq) -> logits [B, n, n_way]`
-    ): self.encoder, self.logits = encoder, rule
+    ):
+        if not isinstance(encoder, Encoder) and (isinstance(encoder, type) or not callable(encoder)):
+            raise ValueError(f"The encoder is a {type(encoder).__name__}. Give an Encoder that has learnt, or a function of images; an array as OwnEmbedding(z, images).")
+        self.encoder, self.logits = encoder, rule
 
     def features(self,
         images:ImageSet, # Images to embed; an array of your own finds their rows by id
     ) -> torch.Tensor:   # `[n, d]` float32
         "Embed images"
-        return torch.as_tensor(self.encoder.embed(images) if isinstance(self.encoder, Encoder) else self.encoder(torch.from_numpy(np.ascontiguousarray(images.x))))
+        if isinstance(self.encoder, Encoder): return torch.as_tensor(self.encoder.embed(images))
+        z = torch.as_tensor(self.encoder(torch.from_numpy(np.ascontiguousarray(images.x))))
+        if z.dim() != 2 or len(z) != len(images): raise ValueError(f"The embedding is {list(z.shape)} for {len(images):,} images; needed [n, d] with a row for each.")
+        return z.float()
 
 # %% ../../nbs/41_score.baselines.ipynb #c009
 def knn_logits(
@@ -39,6 +45,7 @@ def knn_logits(
     k:int=1,         # Neighbours that vote; the paper's script has 1
 ) -> torch.Tensor:   # `[B, n, n_way]`: votes, plus less than one for being near
     "Votes of the k nearest support images (official `baselines.py`)"
+    check_counts(k=k)
     dist, near = squared_distance(zq, zs).topk(min(k, zs.shape[1]), largest=False)
     hot = F.one_hot(ys, int(ys.max())+1).to(zq.dtype)
     votes = hot[torch.arange(len(ys), device=ys.device)[:,None,None], near]

@@ -10,9 +10,11 @@ __all__ = ['FewShotResult', 'PairedDifference', 'evaluate', 'evaluate_grid', 're
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
+from torch import nn
 from fastai.learner import Learner
 from fastcore.basics import listify, patch
-from ..data.core import ImageSet
+from ..data.core import ImageSet, check_counts, check_images
+from ..encoders.core import Encoder
 from ..meta.learner import few_shot_callback
 from ..runs import environment, write_json
 from ..tasks.partition import label_partition
@@ -55,6 +57,7 @@ class PairedDifference(FewShotResult):
 # %% ../../nbs/40_score.evaluate.ipynb #c014
 @patch
 def __sub__(self:FewShotResult, other):
+    if type(other) is not type(self): raise ValueError(f"A {type(self).__name__} less a {type(other).__name__} means nothing. Give two results of evaluate.")
     same = lambda r: dict(n_way=r.n_way, k_shot=r.k_shot, n_query=r.n_query, seed=r.seed, data=r.data, n_tasks=r.n_tasks)
     differ = [f'{k}: {v} and {same(other)[k]}' for k,v in same(self).items() if v != same(other)[k]]
     if differ: raise ValueError(f"These results are not on the same tasks ({'; '.join(differ)}). Evaluate both with the same arguments.")
@@ -64,6 +67,7 @@ def __sub__(self:FewShotResult, other):
 class _Method:
     "What `evaluate` needs: the features of all images once, then class scores of meta-batches, after each step where there are some"
     def __init__(self, method):
+        if isinstance(method, (nn.Module, Encoder)): raise ValueError(f"{type(method).__name__} makes embeddings or scores of images, and is no method by itself. Give a Learner, untrained(model), knn(encoder) or nearest_prototype(encoder).")
         if isinstance(method, Learner): method = few_shot_callback(method)
         if hasattr(method, 'inner_loop'): method = method.inner_loop()
         self.of_images, self.embed = getattr(method, 'features', None), getattr(method, 'embed', None)
@@ -92,6 +96,7 @@ def _score(method, x, sampler, n_tasks, budget):
 
 # %% ../../nbs/40_score.evaluate.ipynb #c020
 def _check_logits(logits, shape, start):
+    if not torch.is_tensor(logits): raise ValueError(f"The method gave a {type(logits).__name__}; needed class scores [tasks, queries, n_way] = {shape}, a tensor.")
     if tuple(logits.shape[-3:]) != shape or logits.dim() > 4: raise ValueError(f"The method gave class scores {tuple(logits.shape)}; needed [tasks, queries, n_way] = {shape}.")
     bad = (logits if logits.dim() == 3 else logits[-1]).isnan().flatten(1).any(1)
     if bad.any(): raise ValueError(f"The method gave NaN on task {start + int(bad.int().argmax())}. Check its training: a lower learning rate may help.")
@@ -112,8 +117,9 @@ def evaluate(
 
 # %% ../../nbs/40_score.evaluate.ipynb #c022
 def _evaluate(method, images, x, n_way, k_shot, n_query, n_tasks, seed, budget=2**27):
+    check_counts(n_tasks=n_tasks)
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks.")
-    sampler = TaskSampler(label_partition(images), n_way, k_shot, n_query, seed)
+    sampler = TaskSampler(label_partition(check_images(images)), n_way, k_shot, n_query, seed)
     x = method.features(images) if x is None else x
     acc = _score(method, x, sampler, n_tasks, budget)
     return FewShotResult(acc if acc.ndim == 1 else acc[-1], n_way, k_shot, n_query, seed, f'{images.name} {images.fingerprint}', *(() if acc.ndim == 1 else (acc, method.steps)))
@@ -130,7 +136,7 @@ def evaluate_grid(
 ) -> dict: # `{(n_way, k_shot): FewShotResult}`
     "Evaluate at every way and shot"
     method = _Method(method)
-    x = method.features(images)
+    x = method.features(check_images(images))
     return {(w,k): _evaluate(method, images, x, w, k, n_query, n_tasks, seed) for w in listify(n_ways) for k in listify(k_shots)}
 
 # %% ../../nbs/40_score.evaluate.ipynb #c039
@@ -179,6 +185,7 @@ def result_table(
     rows:list, # Rows of a result file
 ) -> pd.DataFrame:
     "A line per method, a column per way and shot, `mean ± ci95` in percent"
+    if not rows: raise ValueError("There are no rows to show.")
     df = pd.DataFrame(rows)
     df['task'] = [f'{w:.0f}-way {k:.0f}-shot' if w == w and w else '' for w,k in zip(df.n_way.astype(float), df.k_shot.astype(float))]
     df['score'] = [f'{m:.2f} ± {c:.2f}' if m == m and m is not None else s for m,c,s in zip(df['mean'], df.ci95, df.state)]

@@ -62,6 +62,8 @@ def show_clusters(
     ax=None,                 # Where to draw
 ): # The axes
     "A row per cluster, nearest members on the left, farthest on the right"
+    if partitions.n_images != len(images) or z is not None and len(z) != len(images):
+        raise ValueError(f"{len(images):,} images, partitions of {partitions.n_images:,}{'' if z is None else f' and an embedding of {len(z):,} rows'}: give those that belong together.")
     chosen = _spread(partitions, p, n_clusters)
     ax, (_, h, w) = _axes(ax, n_images*0.5+2, len(chosen)*0.5+0.6), images.shape
     x = np.full((len(chosen), n_images, *images.shape), 255, np.uint8)

@@ -11,7 +11,7 @@ import json, warnings
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..data.core import ImageSet, atomic_write
+from ..data.core import ImageSet, atomic_write, check_counts
 from ..encoders.core import check_embedding
 from ..kmeans import kmeans
 
@@ -23,10 +23,13 @@ class Partitions:
         notes:list|None=None,# A dictionary for each partition: how it was made
         kind:str='own',     # What made them: `kmeans`, `hyperplanes`, `random`, `labels`, `own`
     ):
-        labels = np.atleast_2d(np.asarray(labels))
-        if labels.ndim != 2 or not labels.size or labels.dtype.kind not in 'iu' or labels.min(initial=0) < -1:
-            raise ValueError(f"Partitions are integers [P, n], -1 for no cluster; given {list(labels.shape)} {labels.dtype}, smallest {labels.min(initial=0)}.")
+        try: labels = np.atleast_2d(np.asarray(labels))
+        except ValueError as e: raise ValueError("Partitions are integers [P, n], a row for each; given rows of different lengths.") from e
+        low, high = (labels.min(initial=0), labels.max(initial=0)) if labels.dtype.kind in 'iu' else (0, 0)
+        if labels.ndim != 2 or not labels.size or labels.dtype.kind not in 'iu' or low < -1 or high >= 2**31:
+            raise ValueError(f"Partitions are integers [P, n], -1 for no cluster; given {list(labels.shape)} {labels.dtype}, smallest {low}, largest {high}.")
         self.labels, self.notes, self.kind = labels.astype(np.int32, copy=False), notes or [{} for _ in labels], kind
+        if not isinstance(self.notes, list) or len(self.notes) != len(labels): raise ValueError(f"notes are a list of dictionaries, one for each of {len(labels)} partition(s).")
 
 # %% ../../nbs/20_tasks.partition.ipynb #c008
 @patch
@@ -50,8 +53,8 @@ def sizes(self:Partitions,
     p:int, # Which partition
 ) -> np.ndarray: # Number of images in each of its clusters, empty ones left out
     "Cluster sizes of one partition"
-    n = np.bincount(self.labels[p] + 1)[1:]
-    return n[n > 0]
+    clusters, n = np.unique(self.labels[p], return_counts=True)
+    return n[clusters >= 0]
 
 # %% ../../nbs/20_tasks.partition.ipynb #c017
 def random_scale(
@@ -62,11 +65,6 @@ def random_scale(
     "The factors by which the dimensions are stretched before partition `p` is made"
     rng = np.random.default_rng([seed, p])
     return np.ones(d, np.float32) if p == 0 else rng.random(d, np.float32)
-
-# %% ../../nbs/20_tasks.partition.ipynb #b582161a
-def _check_counts(least=1, **counts):
-    for k,v in counts.items():
-        if not isinstance(v, (int, np.integer)) or v < least: raise ValueError(f"{k}={v}: give a whole number of at least {least}.")
 
 # %% ../../nbs/20_tasks.partition.ipynb #c019
 def _fit_partition(z, n_clusters, p, seed, min_size, accept, max_refits, n_init, scaled):
@@ -101,8 +99,9 @@ def kmeans_partitions(
 ) -> Partitions:
     "Cluster the embedding in `n_partitions` randomly scaled spaces (paper, Algorithm 1; official `task_generator.py`); raises `ValueError` for an unusable embedding or too few clusters"
     z, n_init = check_embedding(z), n_init or (10 if n_partitions == 1 else 1)
+    check_counts(n_clusters=n_clusters, n_way=n_way, n_init=n_init); check_counts(least=0, seed=seed, max_refits=max_refits)
     if not 2 <= n_clusters <= len(z): raise ValueError(f"n_clusters={n_clusters} over {len(z):,} images: give at least 2 and at most {len(z):,}.")
-    _check_counts(n_partitions=n_partitions, min_size=min_size)
+    check_counts(n_partitions=n_partitions, min_size=min_size)
     labels, notes = np.empty((n_partitions, len(z)), np.int32), []
     for p in (progress or list)(range(n_partitions)):
         found, note = _fit_partition(z, n_clusters, p, seed, min_size, accept, max_refits, n_init, scaled)
@@ -187,8 +186,8 @@ def hyperplane_partitions(
 ) -> Partitions:
     "Cut the embedding by random hyperplanes (paper, ablations; official `get_partitions_hyperplanes`); raises `ValueError` where no planes will do"
     z = check_embedding(z)
-    _check_counts(n_partitions=n_partitions, min_size=min_size, n_splits=n_splits)
-    _check_counts(least=2, n_way=n_way)
+    check_counts(n_partitions=n_partitions, min_size=min_size, n_splits=n_splits)
+    check_counts(least=2, n_way=n_way); check_counts(least=0, seed=seed, max_redraws=max_redraws)
     _check_room(len(z), n_way, n_splits, min_size, margin)
     sides, drawn = _draw_planes(z, n_splits, seed, margin, spread, 10*min_size, max_redraws)
     labels, notes = np.empty((n_partitions, len(z)), np.int32), []
@@ -200,7 +199,7 @@ def hyperplane_partitions(
 # %% ../../nbs/20_tasks.partition.ipynb #cda8e2fe
 def _check_room(n, n_way, n_splits, min_size, margin):
     "Could any planes do?"
-    if not 0 <= margin < np.inf: raise ValueError(f"margin={margin}: give a distance of 0 or more.")
+    if not isinstance(margin, (int, float, np.number)) or not 0 <= margin < np.inf: raise ValueError(f"margin={margin}: give a distance of 0 or more.")
     if n_splits < (n_way-1).bit_length(): raise ValueError(f"n_splits={n_splits}: n_way={n_way} needs {(n_way-1).bit_length()} planes for each partition. Raise n_splits.")
     if n < (need := min_size*max(n_way, 20)):
         raise ValueError(f"{n:,} images are too few: {n_way} zones of min_size={min_size} and 10·min_size images on both sides of a plane need {need:,}. Lower min_size or n_way.")
@@ -215,7 +214,7 @@ def random_partitions(
     n_way:int=2,           # Clusters that a task will need; fewer usable ones are an error
 ) -> Partitions:
     "Labels at random (paper, ablations; official `randrand`); raises `ValueError` if too few clusters are large enough"
-    _check_counts(n_images=n_images, n_partitions=n_partitions, min_size=min_size)
+    check_counts(n_images=n_images, n_clusters=n_clusters, n_partitions=n_partitions, min_size=min_size, n_way=n_way); check_counts(least=0, seed=seed)
     if not 2 <= n_clusters <= n_images: raise ValueError(f"n_clusters={n_clusters} over {n_images:,} images: give at least 2 and at most {n_images:,}.")
     labels = np.stack([_drop_small(np.random.default_rng([seed, p]).integers(n_clusters, size=n_images), min_size) for p in range(n_partitions)])
     parts = Partitions(labels, [dict(partition=p, n_clusters=n_clusters) for p in range(n_partitions)], 'random')
@@ -231,7 +230,9 @@ def label_partition(
     "The true classes as a single partition: for oracles and for scoring; raises `ValueError` if there are no labels"
     y = images.y if isinstance(images, ImageSet) else np.asarray(images)
     if y is None: raise ValueError(f"{images!r} has no labels, so its true classes are not known. Give a labelled ImageSet.")
+    if not y.size: raise ValueError(f"{images!r:.80} has no images, so there are no classes to draw from.")
     if y.ndim != 1 or y.dtype.kind not in 'iu' or y.min(initial=0) < 0: raise ValueError(f"Labels are whole numbers [n] from 0 up; given {list(y.shape)} {y.dtype}.")
+    check_counts(min_size=min_size)
     return Partitions(_drop_small(y, min_size), [dict(partition=0, n_clusters=len(np.unique(y)))], 'labels')
 
 # %% ../../nbs/20_tasks.partition.ipynb #c035
@@ -274,6 +275,7 @@ def summary(self:Partitions,
     if y is not None and len(y) != self.n_images: raise ValueError(f"{len(y):,} labels for {self.n_images:,} images: give one per image.")
     def row(p):
         n, l = self.sizes(p), self.labels[p]
+        if not len(n): return dict(clusters=0, smallest=0, median=0, largest=0, dropped=len(l))
         d = dict(clusters=len(n), smallest=n.min(), median=int(np.median(n)), largest=n.max(), dropped=int((l < 0).sum()))
         d |= {k: self.notes[p][k] for k in ('inertia', 'refits', 'redraws') if k in self.notes[p]}
         if y is not None: d |= dict(purity=round(cluster_purity(l, y), 3), nmi=round(nmi(np.asarray(y)[l >= 0], l[l >= 0]), 3))

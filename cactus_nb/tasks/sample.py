@@ -12,7 +12,7 @@ import numpy as np, torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
-from ..data.core import ImageSet
+from ..data.core import ImageSet, check_counts, check_images
 from ..data.transforms import as_transform, check_transform
 from ..runs import seeded
 from .partition import Partitions, label_partition
@@ -64,8 +64,8 @@ class TaskSampler:
         seed:int=0,            # Same seed and partitions: same tasks, on any device and in any batch size
         device=None,           # Where to draw; `cpu` if None
     ):
-        for k,v in dict(n_way=n_way, k_shot=k_shot, n_query=n_query).items():
-            if not isinstance(v, (int, np.integer)) or v < 1 + (k=='n_way'): raise ValueError(f"{k}={v}: give a whole number of at least {1 + (k=='n_way')}.")
+        if not isinstance(partitions, Partitions): raise ValueError(f"Tasks are drawn from Partitions, not from {type(partitions).__name__}: give Partitions(labels), or label_partition(images).")
+        check_counts(least=2, n_way=n_way); check_counts(k_shot=k_shot, n_query=n_query); check_counts(least=0, seed=seed)
         self.n_way, self.k_shot, self.n_query, self.seed, self.n_images = n_way, k_shot, n_query, seed, partitions.n_images
         rows, starts, sizes, counts = zip(*(_lay_out(l, k_shot+n_query) for l in partitions.labels))
         self._check(partitions, counts)
@@ -303,7 +303,10 @@ def task_dls(
     transform=None,         # Of the images of training tasks: anything that `as_transform` takes, or `dict(support=…, query=…)` of it
 ) -> DataLoaders:
     "Meta-batches `(xs, ys, xq, yq)` of pseudo-tasks for a stock `Learner`; raises `ValueError` if the partitions do not fit the images or the tasks"
-    if partitions.n_images != len(images):
+    check_counts(bs=bs, n_tasks=n_tasks, n_valid=n_valid); check_counts(least=0, seed=seed, num_workers=num_workers)
+    if not isinstance(partitions, Partitions) or not 0 <= valid_pct < 1: raise ValueError(f"partitions is {type(partitions).__name__} and valid_pct={valid_pct}: give Partitions, and a share of at least 0 and under 1.")
+    if valid is not None and check_images(valid).shape != check_images(images).shape: raise ValueError(f"The images to validate on are {valid.shape}, those to train on {images.shape}. Bring them to one shape.")
+    if partitions.n_images != len(check_images(images)):
         raise ValueError(f"The partitions are of {partitions.n_images:,} images, but there are {len(images):,}. Cluster the embedding of these very images.")
     if num_workers and torch.device(device or 'cpu').type != 'cpu':
         raise ValueError(f"num_workers={num_workers} with tasks drawn on {device}: drawing is done there at once, give num_workers=0.")
