@@ -16,6 +16,8 @@ from cactus_nb.all import *
 from cactus_nb.data import core, folder as folder_mod, sets
 from cactus_nb.tasks.sample import TaskSampler
 
+for o in [o for o in globals() if o.startswith('test')]: del globals()[o] # fastcore's, which pytest would take for ours
+
 AREAS = 'Images', 'Your own folder', 'Data sets', 'Embeddings', 'Partitions', 'Tasks', 'Transforms', 'ProtoNets', 'MAML', 'Runs', 'Scoring', 'Commands'
 STORED = Path(__file__).parent.parent/'nbs'/'explanations'/'refused.json'
 Case = namedtuple('Case', 'area given error try_')
