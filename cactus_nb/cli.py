@@ -140,7 +140,7 @@ def _command(func):
             try: return func(**args)
             except KeyboardInterrupt: _stop('stopped; run the same command again to go on where it was.', 130)
             except (ValueError, OSError, MemoryError) as e:
-                msg = str(e).split('\n\t')[-1].replace("on_error='skip'", '--skip_broken').replace("head='fresh'", '--fresh_head') # fastai puts the event's name before a tab
+                msg = str(e).split('\n\t')[-1].replace("on_error='skip'", '--skip_broken').replace("head='fresh'", '--fresh_head').replace(', or leave out labels=True', '') # fastai puts the event's name before a tab
                 _stop(' '.join(msg.split()) or 'there is too little memory.', 1)
     def _stop(msg, code): print(f'{func.__name__}: {msg}', file=sys.stderr); raise SystemExit(code)
     return main
@@ -307,7 +307,7 @@ def cactus_embed(
     root:str=None,            # Folder of the data set, where it is not in $CACTUS_DATA
 ):
     "Fit an encoder on the train split, and embed the whole data set: `embedding.npy` [n, d] float32, and `ids.json`, where each row came from"
-    start, cfg = time.perf_counter(), _settings(locals())
+    start, cfg = time.perf_counter(), _settings(locals()) | dict(n_clusters=None) # none are cut here
     train, valid, _ = load_splits(cfg)
     n_ways = _ways(cfg, valid)
     _check_tasks(cfg, train, None, valid, n_ways, n_test)
@@ -421,6 +421,7 @@ def cactus_eval(
     if run is None: raise ValueError("--run is needed: the folder that cactus_train or cactus_demo wrote.")
     _one_of(split=(split, ('valid', 'test')))
     if every < 1: raise ValueError(f"every={every}: give at least 1.")
+    if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, n_way, test_steps, fresh_head)

@@ -56,7 +56,7 @@ def check_counts(
     "A ValueError unless every count is a whole number of at least `least`."
     for k,v in counts.items():
         whole = isinstance(v, (int, np.integer)) and not isinstance(v, bool)
-        if not whole or v < least: raise ValueError(f'{k}={v}: give a whole number of at least {least}.')
+        if not whole or v < least: raise ValueError(f'{k}={repr(v) if isinstance(v, str) else v}: give a whole number of at least {least}.')
         if v >= 2**63: raise ValueError(f'{k}={v}: give a number below 2**63.')
 
 # %% ../../nbs/00_data.core.ipynb #c017
@@ -329,7 +329,7 @@ def load(cls:ImageSet,
         res.ids = np.char.decode(d['ids'], 'utf8', 'surrogateescape')
     except (FileNotFoundError, PermissionError): raise
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f'{path} is not a whole ImageSet file ({e}): delete it and save it again') from e
+        raise ValueError(f'{path} is not a whole ImageSet file: delete it and save it again') from e
     return res
 
 # %% ../../nbs/00_data.core.ipynb #c075

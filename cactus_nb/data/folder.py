@@ -384,7 +384,7 @@ def _open_rows(folder, rows, shape, options):
     except OSError as e:
         if e.errno in _full: raise
         text = f'{folder} cannot be written ({e.strerror})'
-        if gib > 1: raise OSError(e.errno, f'{text}, and {gib:.1f} GiB of pixels are too many to keep in memory: give another place') from e
+        if gib > 1: raise OSError(f'{text}, and {gib:.1f} GiB of pixels are too many to keep in memory: give another place') from e
         warnings.warn(f'{text}: the images are kept in memory, and are decoded again next time', stacklevel=4)
         return _MemoryRows(len(rows), shape)
 
@@ -396,7 +396,9 @@ def _clear_when_full(folder, rows, shape):
     except OSError as e:
         if e.errno not in _full: raise
         mib = len(rows)*int(np.prod(shape)) / 2**20
-        raise OSError(e.errno, f'no space left for {mib:,.0f} MiB of pixels in {folder}: make room or give another place; what was there is kept') from e
+        err = OSError(f'no space left for {mib:,.0f} MiB of pixels in {folder}: make room or give another place; what was there is kept')
+        err.errno = e.errno
+        raise err from e
 
 # %% ../../nbs/03_data.folder.ipynb #c067
 def _check_faults(rows, faults, on_error):

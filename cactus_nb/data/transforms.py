@@ -244,8 +244,10 @@ def _by_name(spec):
     for o in calls:
         name = getattr(o.func, 'id', spec)
         if name not in known_transforms: raise ValueError(f"There is no transform {name!r}. Known are {', '.join(known_transforms)}; several go with commas, strengths as in 'affine(degrees=30),blur'.")
+        strengths = [f.name for f in fields(known_transforms[name])]
+        if alien := [k.arg for k in o.keywords if k.arg not in strengths]: raise ValueError(f"transform {spec!r} has no strength {alien[0]!r}. Its strengths are {', '.join(strengths)}.")
         try: yield known_transforms[name](*map(ast.literal_eval, o.args), **{k.arg: ast.literal_eval(k.value) for k in o.keywords})
-        except (TypeError, ValueError) as e: raise ValueError(f"transform {spec!r}: {str(e).rstrip('.')}. Its strengths are {', '.join(f.name for f in fields(known_transforms[name]))}.") from e
+        except (TypeError, ValueError) as e: raise ValueError(f"transform {spec!r}: {str(e).rstrip('.')}. Its strengths are {', '.join(strengths)}.") from e
 
 # %% ../../nbs/02_data.transforms.ipynb #c066
 def as_transform(

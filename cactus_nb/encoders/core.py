@@ -43,7 +43,7 @@ def check_embedding(
 ) -> np.ndarray:     # `[n, d]` float32, not copied if it was that already
     "Check an embedding and return it as float32; raises `ValueError` that says what is wrong"
     try: z = np.asarray(_plain_tensor(z) if torch.is_tensor(z) else z)
-    except (TypeError, ValueError) as e: raise ValueError(f"An embedding is an array [n, d] of numbers; given a {type(z).__name__} that is none ({e}).") from e
+    except (TypeError, ValueError) as e: raise ValueError(f"An embedding is an array [n, d] of numbers; a {type(z).__name__} of rows of different lengths, or of something else, is none.") from e
     _check_rows(z, n, to_cluster)
     return z.astype(np.float32, copy=False)
 
@@ -333,7 +333,7 @@ def _prepare(self:ModuleEncoder, x):
 def _numbers(self:ModuleEncoder, x):
     "What the module makes of prepared images, as an array with a row for each"
     try: out = self.pick(self.model(x))
-    except Exception as e: raise ValueError(f"The module failed on images {tuple(x.shape)}: {type(e).__name__}: {(str(e).splitlines() or [''])[0]} It may need another size=, channels= or pick=, or a smaller bs=.") from e
+    except Exception as e: raise ValueError(f"The module failed on images {tuple(x.shape)}: {type(e).__name__}: {(str(e).splitlines() or [''])[0].rstrip('.')}. It may need another size=, channels= or pick=, or a smaller bs=.") from e
     if not torch.is_tensor(out) or out.dim() < 2 or len(out) != len(x):
         what = f'a tensor {tuple(out.shape)}' if torch.is_tensor(out) else f'a {type(out).__name__}'
         raise ValueError(f"The module gave {what} for {len(x)} images; needed a tensor [n, ...] with a row for each. Choose one with pick=, such as pick=lambda out: out.pooler_output.")
@@ -383,13 +383,13 @@ def _check_same(self:OwnEmbedding, images, rows, n=64):
     own = self.images
     if own is None or own.shape != images.shape or not all(o.isdigit() for o in images.ids[:n]): return
     other = [i for i in range(0, len(rows), -(-len(rows)//n)) if (own.x[rows[i]] != images.x[i]).any()]
-    if other: raise ValueError(f"Image {images.ids[other[0]]!r} is another one than that of row {rows[other[0]]} of the embedding: both sets number their images from 0. Give them ids, or embed all images, then split.")
+    if other: raise ValueError(f"Image {str(images.ids[other[0]])!r} is another one than that of row {rows[other[0]]} of the embedding: both sets number their images from 0. Give them ids, or embed all images, then split.")
 
 # %% ../../nbs/10_encoders.core.ipynb #c058
 @patch
 def _embed(self:OwnEmbedding, images):
     missing = [id for id in images.ids if id not in self.row]
-    if missing: raise ValueError(f"{len(missing):,} of {len(images):,} images have no row in the embedding, the first is {missing[0]!r}. Embed all images, then split.")
+    if missing: raise ValueError(f"{len(missing):,} of {len(images):,} images have no row in the embedding, the first is {str(missing[0])!r}. Embed all images, then split.")
     rows = [self.row[id] for id in images.ids]
     self._check_same(images, rows)
     return self.z[rows].astype(np.float32, copy=False)
@@ -406,4 +406,5 @@ def load_state(self:OwnEmbedding, state): # tensors by name
 # %% ../../nbs/10_encoders.core.ipynb #c061
 def _load_npy(path):
     try: return np.load(path, mmap_mode='r', allow_pickle=False)
-    except Exception as e: raise ValueError(f"{path} is no readable .npy array ({e}). Write it with numpy.save.") from e
+    except FileNotFoundError as e: raise ValueError(f"{path} is no readable .npy array (there is no such file). Write it with numpy.save.") from e
+    except Exception as e: raise ValueError(f"{path} is no readable .npy array (damaged, or of Python objects, or another kind of file). Write it with numpy.save.") from e

@@ -52,7 +52,7 @@ def _check_network(model, shape):
     p, was = next(model.parameters(), None), model.training
     if p is None: raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to train.")
     try: out = model.eval()(torch.zeros(2, *shape, device=p.device, dtype=p.dtype))
-    except RuntimeError as e: raise ValueError(f"The network fails on images {tuple(shape)}: {str(e).splitlines()[0]} Give one for their channels and size.") from e
+    except RuntimeError as e: raise ValueError(f"The network fails on images {tuple(shape)}: {str(e).splitlines()[0].rstrip('.')}. Give one for their channels and size.") from e
     finally: model.train(was)
     if not torch.is_tensor(out) or out.dim() < 2 or len(out) != 2: raise ValueError(f"The network gives {f'a tensor {tuple(out.shape)}' if torch.is_tensor(out) else f'a {type(out).__name__}'} for 2 images. It must give a tensor with a row for each.")
 

@@ -263,7 +263,8 @@ class MAMLCallback(Callback):
     ):
         self.settings = dict(inner_lr=inner_lr, first_order=first_order, inner_loss=inner_loss, adapt=adapt, head=head)
         self.inner_steps, self.test_steps, self.losses = inner_steps, inner_steps if test_steps is None else test_steps, []
-        for steps in (self.inner_steps, self.test_steps): _check_settings(nn.Linear(1, 1), inner_lr, steps, inner_loss, adapt, head)
+        check_counts(least=0, inner_steps=self.inner_steps, test_steps=self.test_steps)
+        _check_settings(nn.Linear(1, 1), inner_lr, inner_steps, inner_loss, adapt, head)
 
     def before_batch(self): get_model(self.learn.model).forward = self._adapt_and_classify
 

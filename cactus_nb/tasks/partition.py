@@ -25,9 +25,10 @@ class Partitions:
     ):
         try: labels = np.atleast_2d(np.asarray(labels))
         except ValueError as e: raise ValueError("Partitions are integers [P, n], a row for each; given rows of different lengths.") from e
-        low, high = (labels.min(initial=0), labels.max(initial=0)) if labels.dtype.kind in 'iu' else (0, 0)
-        if labels.ndim != 2 or not labels.size or labels.dtype.kind not in 'iu' or low < -1 or high >= 2**31:
-            raise ValueError(f"Partitions are integers [P, n], -1 for no cluster; given {list(labels.shape)} {labels.dtype}, smallest {low}, largest {high}.")
+        whole = labels.dtype.kind in 'iu' and labels.size > 0
+        if labels.ndim != 2 or not whole or labels.min() < -1 or labels.max() >= 2**31:
+            span = f", smallest {labels.min()}, largest {labels.max()}" if whole else ''
+            raise ValueError(f"Partitions are integers [P, n], -1 for no cluster; given {list(labels.shape)} {labels.dtype}{span}.")
         self.labels, self.notes, self.kind = labels.astype(np.int32, copy=False), notes or [{} for _ in labels], kind
         if not isinstance(self.notes, list) or len(self.notes) != len(labels): raise ValueError(f"notes are a list of dictionaries, one for each of {len(labels)} partition(s).")
 
@@ -229,8 +230,8 @@ def label_partition(
 ) -> Partitions:
     "The true classes as a single partition: for oracles and for scoring; raises `ValueError` if there are no labels"
     y = images.y if isinstance(images, ImageSet) else np.asarray(images)
-    if y is None: raise ValueError(f"{images!r} has no labels, so its true classes are not known. Give a labelled ImageSet.")
-    if not y.size: raise ValueError(f"{images!r:.80} has no images, so there are no classes to draw from.")
+    if y is None: raise ValueError(f"{images.name or 'The ImageSet'} of {len(images):,} images has no labels, so its true classes are not known. Give a labelled ImageSet.")
+    if not y.size: raise ValueError("There are no images, so there are no classes to draw from. Give a labelled ImageSet.")
     if y.ndim != 1 or y.dtype.kind not in 'iu' or y.min(initial=0) < 0: raise ValueError(f"Labels are whole numbers [n] from 0 up; given {list(y.shape)} {y.dtype}.")
     check_counts(min_size=min_size)
     return Partitions(_drop_small(y, min_size), [dict(partition=0, n_clusters=len(np.unique(y)))], 'labels')

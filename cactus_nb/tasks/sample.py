@@ -100,7 +100,7 @@ _cures = dict(labels='', kmeans=', or n_clusters', random=', or n_clusters', hyp
 def _check(self:TaskSampler, partitions, counts):
     need, worst, kind = self.k_shot + self.n_query, int(np.argmin(counts)), partitions.kind
     if counts[worst] >= self.n_way: return
-    what, one = ('classes', 'The set') if kind == 'labels' else ('clusters', f'partition {worst}')
+    what, one = ('classes', 'the set') if kind == 'labels' else ('clusters', f'partition {worst}')
     sizes, k = partitions.sizes(worst), partitions.notes[worst].get('n_clusters')
     over = f" (n_clusters={k} over {self.n_images:,} images)" if k and kind != 'labels' else ''
     raise ValueError(f"n_way={self.n_way} needs {self.n_way} {what} of at least {need} images (k_shot={self.k_shot} + n_query={self.n_query}); {one} has {counts[worst]}"
@@ -304,7 +304,8 @@ def task_dls(
 ) -> DataLoaders:
     "Meta-batches `(xs, ys, xq, yq)` of pseudo-tasks for a stock `Learner`; raises `ValueError` if the partitions do not fit the images or the tasks"
     check_counts(bs=bs, n_tasks=n_tasks, n_valid=n_valid); check_counts(least=0, seed=seed, num_workers=num_workers)
-    if not isinstance(partitions, Partitions) or not 0 <= valid_pct < 1: raise ValueError(f"partitions is {type(partitions).__name__} and valid_pct={valid_pct}: give Partitions, and a share of at least 0 and under 1.")
+    if not isinstance(partitions, Partitions): raise ValueError(f"partitions is {type(partitions).__name__}: give Partitions, such as kmeans_partitions or Partitions(labels) makes.")
+    if not 0 <= valid_pct < 1: raise ValueError(f"valid_pct={valid_pct}: give a share of at least 0 and under 1.")
     if valid is not None and check_images(valid).shape != check_images(images).shape: raise ValueError(f"The images to validate on are {valid.shape}, those to train on {images.shape}. Bring them to one shape.")
     if partitions.n_images != len(check_images(images)):
         raise ValueError(f"The partitions are of {partitions.n_images:,} images, but there are {len(images):,}. Cluster the embedding of these very images.")
