@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cactus_nb.data import sets
-from cactus_nb.data.core import ImageSet, as_images, image_grid
+from cactus_nb.data.core import ImageSet, image_grid
 from cactus_nb.data.sets import cached_set, data_root, download_file, glyphs, omniglot
 
 PARTS = 'images_background', 'images_evaluation'
@@ -153,14 +153,6 @@ def test_odd_names_survive(tmp_path):
     ids = ['ß/ж.png', 'bad\udcff.png']  # the second is a file name that is not UTF-8
     ImageSet(np.zeros((2, 1, 4, 4), np.uint8), ids=ids).save(tmp_path/'a.npz')
     assert ImageSet.load(tmp_path/'a.npz').ids.tolist() == ids
-
-
-def test_as_images(tmp_path):
-    assert as_images([Image.new('RGBA', (9, 7)), Image.new('P', (4, 4))], (3, 5, 6)).shape == (2, 3, 5, 6)
-    with pytest.raises(FileNotFoundError): as_images(tmp_path/'none.png', (1, 4, 4))
-    with pytest.raises(ValueError, match='1 or 3 channels'): as_images([Image.new('L', (4, 4))], (2, 4, 4))
-    (tmp_path/'cut.png').write_bytes(drawing(0)[:200])
-    with pytest.raises(ValueError, match='cut.png cannot be read'): as_images(tmp_path/'cut.png', (1, 4, 4))
 
 
 def test_colour_grid(): assert image_grid(np.zeros((5, 3, 4, 6), np.uint8), n_cols=3).shape == (3, 9, 20)

@@ -1,8 +1,9 @@
 "Encoders at their edges: what is refused, what stays on disk, what a file brings back."
-import tracemalloc
+import tracemalloc, warnings
 import numpy as np, pytest, torch
 from torch import nn
 from cactus_nb.data.core import ImageSet
+from cactus_nb.encoders import core
 from cactus_nb.encoders.core import *
 from cactus_nb.encoders.whiten import *
 
@@ -40,6 +41,36 @@ def test_unknown_inside(tmp_path, monkeypatch):
     Normalised(PCA(3)).fit(images).save(tmp_path/'e.safetensors')
     monkeypatch.delitem(Encoder.known, 'PCA')
     with pytest.raises(ValueError, match="holds encoder 'PCA'; known here"): Encoder.load(tmp_path/'e.safetensors')
+
+
+# memory
+
+@pytest.mark.parametrize('make', [lambda gb: PCA(8, max_gb=gb), lambda gb: Whitened(Pixels(contrast=False), 8)], ids=['pca', 'whitened'])
+def test_large_map_is_not_read_whole(make, tmp_path, monkeypatch):
+    "2,000 colour images in a file, 169 MB as floats, are learnt from within a share of that."
+    from cactus_nb.encoders import whiten
+    monkeypatch.setattr(whiten, '_sample', lambda images, d: core._sample(images, d, 0.01))
+    np.save(tmp_path/'x.npy', rng.integers(0, 256, (2000,3,84,84), dtype=np.uint8))
+    mapped = ImageSet(np.load(tmp_path/'x.npy', mmap_mode='r'))
+    make(1).fit(mapped[:20])  # imports
+    with pytest.warns(UserWarning, match='Learning from 118 of 2,000 images, drawn by seed 0: as floats all would take 0.17 GB'):
+        tracemalloc.start()
+        enc = make(0.01).fit(mapped)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 60e6
+    assert enc.embed(mapped[:5]).shape == (5, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        make(1).fit(mapped[:100])  # which fits
+
+
+@pytest.mark.filterwarnings('ignore:Learning from')
+def test_sample_is_seeded():
+    a,b,c = (core._sample(images, 64, 50*64*4e-9, seed).ids.tolist() for seed in (0, 0, 1))
+    assert a == b != c and len(a) == 50 and a == sorted(a, key=int) and len({*a}) == 50
+    assert core._sample(images, 64, 200*64*4e-9) is images
+    with pytest.raises(ValueError, match='but 3 images of'): PCA(8, max_gb=3*64*4e-9).fit(images)
 
 
 # whitening

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastcore.foundation import L
 from PIL import Image, ImageDraw
 
 from cactus_nb.data import folder as mod
-from cactus_nb.data.folder import decode_image, decode_images, from_folder
+from cactus_nb.data.core import ImageSet
+from cactus_nb.data.folder import as_images, decode_image, decode_images, from_folder
 
 posix = pytest.mark.skipif(os.name != 'posix', reason='needs names and links as POSIX has them')
 
@@ -730,6 +732,68 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)'''
     res = subprocess.run([sys.executable, '-c', src], capture_output=True, text=True, cwd=Path(mod.__file__).parents[2])
     unit = 1 if sys.platform == 'darwin' else 1024
     assert int(res.stdout)*unit < 100e6, res.stderr
+
+
+# New images for a trained model
+
+@pytest.mark.parametrize('fit', ['crop', 'pad', 'stretch'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_as_images_is_from_folder(home, channels, fit):
+    "Files one by one, as text, as PIL images, all mixed: the pixels that the folder has."
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(0, (50, 30)).save(home/'a.jpg', exif=exif)
+    noise(1, (30, 50), 'RGBA').save(home/'b.png')
+    noise(2).quantize(9).save(home/'c.gif', transparency=3)
+    Image.fromarray(np.random.default_rng(3).integers(0, 65536, (30, 40), dtype=np.uint16)).save(home/'d.png')
+    noise(4, mode='CMYK').save(home/'e.tiff', exif=exif, compression='tiff_lzw')
+    noise(5, mode='L').save(home/'f.tiff', exif=exif)
+    options = dict(fit=fit, background=70)
+    ims,_ = read(home, size=20, channels=channels, **options)
+    files = [home/o for o in ims.ids]
+    for objs in (files, tuple(map(str, files)), L(files)): assert (as_images(objs, ims.shape, **options) == ims.x).all()
+    mixed = [Image.open(o) if o.name[0] in 'bce' else o for o in files]
+    assert (as_images(mixed, ims.shape, **options) == ims.x).all()
+    for o,x in zip(mixed, ims.x): assert (as_images(o, ims.shape, **options) == x[None]).all()
+    assert np.abs(as_images(Image.open(home/'a.jpg'), ims.shape, **options) - ims.x[:1].astype(int)).max() < 5
+
+
+def test_as_images_changes_no_image():
+    im = noise(0, (300, 200), 'RGBA')
+    before = im.tobytes()
+    assert as_images(im, (1, 8, 8)).shape == (1, 1, 8, 8)
+    assert (im.mode, im.size, im.tobytes()) == ('RGBA', (300, 200), before)
+
+
+def test_as_images_arrays():
+    x = np.arange(2*8*8, dtype=np.uint8).reshape(2, 1, 8, 8)
+    for o in (x, x[:,0], ImageSet(x)): assert (as_images(o, (1, 8, 8)) == x).all()
+    assert as_images(np.zeros((2, 5, 6, 6), np.uint8), (5, 6, 6)).shape == (2, 5, 6, 6)
+
+
+@pytest.mark.parametrize('obj, shape, words', [
+    ([Image.new('L', (4, 4))], (2, 4, 4), '1 or 3 channels, 2 was needed: give an array'),
+    ([Image.new('L', (4, 4)), np.zeros((4, 4))], (1, 4, 4), 'not ndarray, as is image 1; stack arrays'),
+    ([], (1, 4, 4), 'the list of images is empty'),
+    ([Image.new('L', (4, 4)), Image.fromarray(np.int32([[-1]]))], (1, 4, 4), 'image 1 cannot be read: values from -1'),
+    (5, (1, 4, 4), 'not int'),
+    (np.zeros((2, 1, 5, 5), np.uint8), (1, 4, 4), '[1, 4, 4] was needed: resize them'),
+])
+def test_as_images_refuses(obj, shape, words):
+    with pytest.raises(ValueError) as e: as_images(obj, shape)
+    assert words in str(e.value)
+
+
+def test_as_images_refuses_files(home):
+    noise(0).save(home/'a.png')
+    (home/'cut.png').write_bytes((home/'a.png').read_bytes()[:300])
+    with pytest.raises(ValueError, match='image 1 cannot be read: .*cut.png: '): as_images([home/'a.png', home/'cut.png'], (1, 4, 4))
+    with pytest.raises(ValueError, match='Is a directory|Permission denied'): as_images(home, (1, 4, 4))
+    with pytest.raises(FileNotFoundError): as_images(home/'none.png', (1, 4, 4))
+    for kw in (dict(fit='squash'), dict(background=300), dict(max_pixels=0)):
+        for o in (home/'a.png', np.zeros((1, 1, 4, 4), np.uint8)):
+            with pytest.raises(ValueError, match=next(iter(kw))): as_images(o, (1, 4, 4), **kw)
+    with pytest.raises(TypeError, match='size'): as_images(home/'a.png', (1, 4, 4), size=4)
 
 
 # The whole way

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastai.data.external import Config
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .core import ImageSet, atomic_write
+from .core import ImageSet, atomic_write, cache_root
 
 # %% ../../nbs/01_data.sets.ipynb #c007
 def data_root(
@@ -43,8 +43,7 @@ def _stamp(path):
 def _cache_path(name, key):
     "The file of the cache for `name` made from `key`."
     key = json.dumps([1, key], sort_keys=True)  # 1: the version of what is kept
-    folder = Path(os.getenv('CACTUS_CACHE') or '~/.cache/cactus_nb').expanduser()
-    return folder/f'{name}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npz'
+    return cache_root()/f'{name}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npz'
 
 # %% ../../nbs/01_data.sets.ipynb #c013
 def cached_set(

@@ -7,6 +7,7 @@ __all__ = ['check_embedding', 'Encoder', 'PCA', 'ImageDataset', 'ImageLoader', '
            'ModuleEncoder', 'OwnEmbedding']
 
 # %% ../../nbs/10_encoders.core.ipynb #c002
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -107,6 +108,14 @@ def load(cls:Encoder,
     except (AttributeError, KeyError, RuntimeError, TypeError) as e: raise ValueError(f"{path} holds no encoder that can be made here ({' '.join(str(e).split())[:200]}). Fit and save it again.") from e
     return enc
 
+# %% ../../nbs/10_encoders.core.ipynb #7a9dda79
+def _sample(images, d, max_gb=2, seed=0):
+    "As many images as `max_gb` holds floats of, `d` for each: all of them, or some drawn at random"
+    n = int(max_gb*1e9)//(4*d)
+    if n >= len(images): return images
+    warnings.warn(f"Learning from {n:,} of {len(images):,} images, drawn by seed {seed}: as floats all would take {4e-9*d*len(images):.2g} GB, more than {max_gb}", stacklevel=4)
+    return images[np.sort(np.random.default_rng(seed).choice(len(images), n, replace=False))]
+
 # %% ../../nbs/10_encoders.core.ipynb #c019
 class PCA(Encoder):
     "Principal components of the pixels"
@@ -114,18 +123,22 @@ class PCA(Encoder):
     def __init__(self,
         n_components:int=128, # Width d of the embedding; at most the number of pixels and of images
         whiten:bool=False,    # Scale every component to variance 1?
+        max_gb:float=2,       # Memory for the pixels as floats while it learns, in GB; of more images, a part is drawn
+        seed:int=0,           # Seed of that draw, and of the solver for more than 4,096 pixels
     ):
         check_counts(n_components=n_components)
-        self.config, self._state = dict(n_components=n_components, whiten=whiten), {}
+        self.config, self._state = dict(n_components=n_components, whiten=whiten, max_gb=max_gb, seed=seed), {}
 
     def _fit(self, images):
         from sklearn.decomposition import PCA as SkPCA
         check_images(images, 2)
-        n, most = self.config['n_components'], min(len(images), int(np.prod(images.shape)))
-        if n > most: raise ValueError(f"n_components={n}, but {len(images):,} images of {images.shape} have at most {most}. Lower n_components.")
-        solver = 'covariance_eigh' if np.prod(images.shape) <= 4096 else 'randomized' # a covariance of 84×84×3 pixels would take gigabytes
-        pca = SkPCA(n, svd_solver=solver, random_state=0).fit(_flat(images.x))
-        scale = pca.explained_variance_**-0.5 if self.config['whiten'] else np.ones(n)
+        n, whiten, max_gb, seed = self.config.values()
+        d = int(np.prod(images.shape))
+        images = _sample(images, d, max_gb, seed)
+        if n > min(len(images), d): raise ValueError(f"n_components={n}, but {len(images):,} images of {images.shape} have at most {min(len(images), d)}. Lower n_components.")
+        solver = 'covariance_eigh' if d <= 4096 else 'randomized' # a covariance of 84×84×3 pixels would take gigabytes
+        pca = SkPCA(n, svd_solver=solver, random_state=seed, copy=False).fit(_flat(images.x))
+        scale = pca.explained_variance_**-0.5 if whiten else np.ones(n)
         self._state = dict(mean=np.float32(pca.mean_), components=np.float32(pca.components_ * scale[:,None]))
 
 # %% ../../nbs/10_encoders.core.ipynb #c021
@@ -143,7 +156,7 @@ def state(self:PCA): return self._state
 def load_state(self:PCA, state): self._state = {k: v.numpy() for k,v in state.items()} # tensors by name, as `state` gave them
 
 # %% ../../nbs/10_encoders.core.ipynb #c024
-def _flat(x): return x.reshape(len(x), -1).astype(np.float32)/255
+def _flat(x): return np.divide(x.reshape(len(x), -1), 255, dtype=np.float32) # with no second array
 
 def _check_width(enc, mean, d):
     if d != len(mean): raise ValueError(f"{type(enc).__name__} learnt from {len(mean):,} numbers an image, these images have {d:,}. Resize them, or fit a new one.")

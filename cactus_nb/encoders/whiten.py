@@ -9,7 +9,7 @@ __all__ = ['Pixels', 'EncoderStep', 'Normalised', 'Whitened']
 import numpy as np
 from fastcore.basics import patch
 from ..data.core import check_images
-from .core import Encoder, _check_width
+from .core import Encoder, _check_width, _sample
 
 # %% ../../nbs/10a_encoders.whiten.ipynb #341fa7f5
 class Pixels(Encoder):
@@ -114,7 +114,7 @@ def _principal(self:Whitened, images, m, d):
     "Mean `[d]`, variances `[m]` and directions `[m, d]`, the largest first"
     if d > _wide:
         from sklearn.decomposition import PCA
-        pca = PCA(m, svd_solver='randomized', random_state=0).fit(self.inner.embed(images))
+        pca = PCA(m, svd_solver='randomized', random_state=0).fit(self.inner.embed(_sample(images, d)))
         return pca.mean_, pca.explained_variance_, pca.components_
     mean, cov = _moments(self._blocks(images))
     if not np.isfinite(cov).all(): self.inner.embed(images) # says which rows

@@ -18,9 +18,10 @@ from fastai.optimizer import Adam
 from fastai.torch_core import TensorBase
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastcore.meta import delegates
 from torch import nn
 from ..backbones import build_backbone
-from ..data.core import as_images
+from ..data.folder import as_images
 from .maml import MAMLCallback
 from .protonet import ProtoNetCallback, cosine_distance, squared_distance
 from ..runs import environment, load_tensors, save_tensors, write_json
@@ -188,15 +189,17 @@ def _distance(info, distance):
     return distance
 
 # %% ../../nbs/32_meta.learner.ipynb #c035
+@delegates(as_images)
 def classify(
     learn:Learner, # A trained learner, such as `load_run` gives
     support,       # Labelled images: an `ImageSet`, uint8 `[n, c, h, w]`, or a list of files or PIL images
     labels,        # Their names, n of any number of classes
     query,         # Images to classify, as for `support`
+    **kwargs
 ) -> TensorBase:   # Probabilities `[n_query, n_classes]`; `.classes` are the names of the columns, sorted
     "Classify `query` by a few labelled images"
     cb, shape = few_shot_callback(learn), tuple(learn.dls.train_ds.x.shape[1:])
-    xs, xq = [torch.from_numpy(as_images(o, shape))[None] for o in (support, query)]
+    xs, xq = [torch.from_numpy(as_images(o, shape, **kwargs))[None] for o in (support, query)]
     if labels is None or isinstance(labels, str): raise ValueError(f"labels={labels!r}: give a list of names, one for each support image.")
     labels = [str(o) for o in (labels.tolist() if hasattr(labels, 'tolist') else labels)]
     if not xs.shape[1] or not xq.shape[1]: raise ValueError(f"{xs.shape[1]} support images and {xq.shape[1]} to classify: give at least one of either.")
