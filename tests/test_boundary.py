@@ -12,7 +12,10 @@ from torch import nn
 
 import cactus_nb
 from cactus_nb import cli
-from cactus_nb.all import *
+from cactus_nb.all import (Affine, Autoencoder, Encoder, ImageSet, InnerLoop, Learner, ModuleEncoder, OwnEmbedding, PCA, Partitions, ResumeCallback, Run, Whitened, as_transform,
+    check_embedding, classify, conv4, conv4_classifier, describe, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
+    label_partition, load_run, maml_learner, maml_logits, omniglot, proto_learner, prototypes, random_partitions, read_json, result_table, save_run,
+    save_tensors, task_dls, write_json)
 from cactus_nb.data import core, folder as folder_mod, sets
 from cactus_nb.tasks.sample import TaskSampler
 

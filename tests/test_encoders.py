@@ -158,11 +158,6 @@ def test_bad_files(z, words, tmp_path):
     with pytest.raises(ValueError, match=words): OwnEmbedding(tmp_path/'z.npy', images)
     with pytest.raises(ValueError, match=words): OwnEmbedding(z, images)
 
-def test_no_pickle(tmp_path):
-    np.save(tmp_path/'z.npy', np.array([{}], object), allow_pickle=True)
-    for path in (tmp_path/'z.npy', tmp_path/'none.npy'):
-        with pytest.raises(ValueError, match='no readable .npy'): OwnEmbedding(path, images)
-
 def test_checked_without_a_copy(tmp_path):
     "The check of a mapped file takes a block at a time, however large the file."
     n, d = 100_000, 64

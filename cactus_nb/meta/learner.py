@@ -57,6 +57,7 @@ def _check_network(model, shape):
     finally: model.train(was)
     if not torch.is_tensor(out) or out.dim() < 2 or len(out) != 2: raise ValueError(f"The network gives {f'a tensor {tuple(out.shape)}' if torch.is_tensor(out) else f'a {type(out).__name__}'} for 2 images. It must give a tensor with a row for each.")
 
+# %% ../../nbs/32_meta.learner.ipynb #5d1c0f77
 def _learner(dls, model, method, lr, opt_func, metrics, cbs, **kwargs):
     with torch.no_grad(): _check_network(model, dls.train_ds.x.shape[1:])
     metrics = metrics or (label_accuracy if dls.valid_ds.kind == 'labels' else pseudo_accuracy)
