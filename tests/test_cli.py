@@ -10,7 +10,8 @@ ARGS = dict(protonets=FEW, maml=[*FEW, *'--method maml --inner_steps 2 --test_st
 
 def start(command, *args, **kwargs):
     "A command in a process of its own, on one thread so that weights can be compared to the bit"
-    code = f'import torch; torch.set_num_threads(1); from cactus_nb.cli import {command}; {command}()'
+    ctrl_c = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)' # a test in the background of a shell inherits that it is ignored
+    code = f'{ctrl_c}; import torch; torch.set_num_threads(1); from cactus_nb.cli import {command}; {command}()'
     env = os.environ | {'OMP_NUM_THREADS': '1'} | kwargs.pop('env', {})
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kwargs)
 
