@@ -98,33 +98,66 @@ def conv4_classifier(
     return _remember(net, 'conv4_classifier', n_way=n_way, c_in=c_in, size=size, n_filters=n_filters, stats=stats)
 
 # %% ../nbs/07_backbones.ipynb #c034
-class _Unfold(torch.autograd.Function):
-    "The 3×3 patches at stride 2 of padded images: `[n, 2h+1, 2w+1, c]` to `[n·h·w, 9·c]`"
-    @staticmethod
-    def forward(ctx, x):
-        ctx.shape = n, rows, cols, c = x.shape
-        h, w = (rows-1)//2, (cols-1)//2
-        return x.as_strided((n, h, w, 3, 3*c), (rows*cols*c, 2*cols*c, 2*c, cols*c, 1)).reshape(n*h*w, 9*c)
-
-    @staticmethod
-    def backward(ctx, g): return _Fold.apply(g, ctx.shape)
+def _patches(h):
+    "The 3×3 patches at stride 2: `[n, H, W, c]` to `[n·⌈H/2⌉·⌈W/2⌉, 9·c]`"
+    x = F.pad(h, (0, 0, *_same(h.shape[2]), *_same(h.shape[1]))).contiguous()
+    n, rows, cols, c = x.shape
+    return x.as_strided((n, rows//2, cols//2, 3, 3*c), (rows*cols*c, 2*cols*c, 2*c, cols*c, 1)).reshape(-1, 9*c)
 
 # %% ../nbs/07_backbones.ipynb #c035
-class _Fold(torch.autograd.Function):
-    "Add patches up where they were taken: `[n·h·w, 9·c]` to `[n, 2h+1, 2w+1, c]`"
+def _taps(side):
+    "For each of a patch's three pixels along a side: its number, the patches that have it inside the image, and where; first the two of no other patch"
+    before = _same(side)[0]
+    for i in (1, 2, 0) if before else (0, 1, 2):
+        r = [r for r in range((side+1)//2) if 0 <= 2*r+i-before < side]
+        yield i, slice(r[0], r[-1]+1), slice(2*r[0]+i-before, 2*r[-1]+i-before+1, 2)
+
+def _put_back(u, shape):
+    "Add patches up where they were taken: `[n·⌈H/2⌉·⌈W/2⌉, 9·c]` to `shape`, `[n, H, W, c]`"
+    n, rows, cols, c = shape
+    u, out = u.view(n, (rows+1)//2, (cols+1)//2, 3, 3, c), u.new_empty(shape)
+    for a,(i, r, row) in enumerate(_taps(rows)):
+        for b,(j, s, col) in enumerate(_taps(cols)):
+            here, part = out[:,row,col], u[:,r,s,i,j]
+            here.copy_(part) if a < 2 and b < 2 else here.add_(part)
+    return out
+
+# %% ../nbs/07_backbones.ipynb #5dc6b432
+class _Conv(torch.autograd.Function):
+    "3×3 convolution at stride 2 of images `[B, n, H, W, c]` with each task's weights `[B, 9·c, c_out]`: `[B, n·⌈H/2⌉·⌈W/2⌉, c_out]`, and the patches"
     @staticmethod
-    def forward(ctx, g, shape):
-        n, rows, cols, c = shape
-        h, w, out = (rows-1)//2, (cols-1)//2, g.new_zeros(shape)
-        g = g.reshape(n, h, w, 3, 3*c)
-        for i in range(3):
-            line = out[:, i:i+2*h:2]
-            line[:,:,:2*w].unflatten(2, (w, 2)).add_(g[:,:,:,i,:2*c].unflatten(-1, (2, c))) # left and middle pixels of all patches of a line
-            line[:,:,2::2].add_(g[:,:,:,i,2*c:])
-        return out
+    def forward(ctx, h, w):
+        u = _patches(h.flatten(0, 1)).view(len(h), -1, w.shape[1])
+        ctx.shape = h.shape if ctx.needs_input_grad[0] else None
+        if not ctx.shape: ctx.mark_non_differentiable(u)
+        ctx.save_for_backward(u, w); ctx.set_materialize_grads(False)
+        return u @ w, u
 
     @staticmethod
-    def backward(ctx, g): return _Unfold.apply(g.contiguous()), None
+    def backward(ctx, g, g_u):
+        u, w = ctx.saved_tensors
+        if g is None: g = torch.zeros_like(u @ w) # the output itself was not used
+        if g_u is None: return _ConvGrad.apply(g, u, w, ctx.shape)
+        return _to_images(g_u.baddbmm_(g, w.mT), ctx.shape), u.mT @ g
+
+def _to_images(u, shape): return _put_back(u.flatten(0, 1), (shape[0]*shape[1], *shape[2:])).view(shape)
+
+# %% ../nbs/07_backbones.ipynb #a4cdb3fa
+class _ConvGrad(torch.autograd.Function):
+    "The derivatives of a loss by the images, if `shape` is given, and by the weights; `g` is that by the output"
+    @staticmethod
+    def forward(ctx, g, u, w, shape):
+        ctx.save_for_backward(g, u, w); ctx.set_materialize_grads(False)
+        return _to_images(g @ w.mT, shape) if shape else None, u.mT @ g
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, h_x, h_w): # derivatives by the two derivatives
+        g, u, w = ctx.saved_tensors
+        if h_w is None: h_w = torch.zeros_like(w)
+        if h_x is None: return u @ h_w, g @ h_w.mT if ctx.needs_input_grad[1] else None, None, None
+        p = _patches(h_x.flatten(0, 1)).view_as(u)
+        return torch.baddbmm(u @ h_w, p, w), g @ h_w.mT, p.mT @ g, None
 
 # %% ../nbs/07_backbones.ipynb #c038
 class _Norm(torch.autograd.Function):
@@ -134,21 +167,23 @@ class _Norm(torch.autograd.Function):
         z = y - y.mean(1, keepdim=True)
         s = (z.square().mean(1, keepdim=True) + eps).rsqrt_()
         z.mul_(s)
-        ctx.save_for_backward(z, s)
+        ctx.save_for_backward(z, s); ctx.set_materialize_grads(False)
         return z, s
 
     @staticmethod
     def backward(ctx, g, g_s):
         z, s = ctx.saved_tensors
-        return torch.addcmul(_NormGrad.apply(g, z, s), z, g_s*s*s/-z.shape[1]), None
+        return _NormGrad.apply(torch.zeros_like(z) if g is None else g, z, s, g_s), None
 
 # %% ../nbs/07_backbones.ipynb #c039
+def _through_norm(g, z, s, gz): return torch.addcmul(g.mean(1, keepdim=True)*-s, g, s).addcmul_(z, -s*gz)
+
 class _NormGrad(torch.autograd.Function):
-    "`s·(g - mean(g) - z·mean(g·z))`, all `[B, m, c]`"
+    "`s·(g - mean(g) - z·mean(g·z))`, all `[B, m, c]`, and the part of `g_s`, the derivative by `s`, if there is one"
     @staticmethod
-    def forward(ctx, g, z, s):
+    def forward(ctx, g, z, s, g_s):
         gz = (g*z).mean(1, keepdim=True)
-        out = torch.addcmul(g - g.mean(1, keepdim=True), z, -gz).mul_(s)
+        out = _through_norm(g, z, s, gz if g_s is None else gz + g_s*s/z.shape[1])
         ctx.save_for_backward(g, z, s, gz, out)
         return out
 
@@ -157,15 +192,13 @@ class _NormGrad(torch.autograd.Function):
     def backward(ctx, h):
         g, z, s, gz, out = ctx.saved_tensors
         hz = (h*z).mean(1, keepdim=True)
-        to_g = torch.addcmul(h - h.mean(1, keepdim=True), z, -hz).mul_(s)
-        return to_g, (h*(-s*gz)).addcmul_(g, -s*hz), (h*out).sum(1, keepdim=True)/s
+        return _through_norm(h, z, s, hz), (h*(-s*gz)).addcmul_(g, -s*hz), (h*out).sum(1, keepdim=True)/s, None
 
 # %% ../nbs/07_backbones.ipynb #c043
 def _conv_tasks(conv, p, h):
-    x = F.pad(h.flatten(0, 1), (0, 0, *_same(h.shape[3]), *_same(h.shape[2]))).contiguous()
-    w = p['weight'].permute(0, 1, 3, 4, 2).flatten(2).transpose(1, 2)
-    y = torch.bmm(_Unfold.apply(x).view(len(h), -1, w.shape[1]), w)
-    return y.view(*h.shape[:2], x.shape[1]//2, x.shape[2]//2, -1)
+    w = p['weight'].permute(0, 1, 3, 4, 2).flatten(2).mT
+    if torch.is_autocast_enabled(h.device.type): h, w = [o.to(torch.get_autocast_dtype(h.device.type)) for o in (h, w)]
+    return _Conv.apply(h, w)[0].view(*h.shape[:2], (h.shape[2]+1)//2, (h.shape[3]+1)//2, -1)
 
 # %% ../nbs/07_backbones.ipynb #c044
 def _norm_tasks(norm, p, h):
