@@ -10,7 +10,6 @@ from functools import partial
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from .data.core import check_counts
 from .runs import seeded
 
@@ -110,7 +109,7 @@ def _taps(side):
     before = _same(side)[0]
     for i in (1, 2, 0) if before else (0, 1, 2):
         r = [r for r in range((side+1)//2) if 0 <= 2*r+i-before < side]
-        yield i, slice(r[0], r[-1]+1), slice(2*r[0]+i-before, 2*r[-1]+i-before+1, 2)
+        if r: yield i, slice(r[0], r[-1]+1), slice(2*r[0]+i-before, 2*r[-1]+i-before+1, 2)
 
 def _put_back(u, shape):
     "Add patches up where they were taken: `[n·⌈H/2⌉·⌈W/2⌉, 9·c]` to `shape`, `[n, H, W, c]`"
@@ -143,6 +142,9 @@ class _Conv(torch.autograd.Function):
 def _to_images(u, shape): return _put_back(u.flatten(0, 1), (shape[0]*shape[1], *shape[2:])).view(shape)
 
 # %% ../nbs/07_backbones.ipynb #a4cdb3fa
+def _no_third():
+    if torch.is_grad_enabled(): raise RuntimeError("The network of many tasks can be differentiated twice, not three times. Take the second derivative without create_graph.")
+
 class _ConvGrad(torch.autograd.Function):
     "The derivatives of a loss by the images, if `shape` is given, and by the weights; `g` is that by the output"
     @staticmethod
@@ -151,8 +153,8 @@ class _ConvGrad(torch.autograd.Function):
         return _to_images(g @ w.mT, shape) if shape else None, u.mT @ g
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, h_x, h_w): # derivatives by the two derivatives
+        _no_third()
         g, u, w = ctx.saved_tensors
         if h_w is None: h_w = torch.zeros_like(w)
         if h_x is None: return u @ h_w, g @ h_w.mT if ctx.needs_input_grad[1] else None, None, None
@@ -188,8 +190,8 @@ class _NormGrad(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, h):
+        _no_third()
         g, z, s, gz, out = ctx.saved_tensors
         hz = (h*z).mean(1, keepdim=True)
         return _through_norm(h, z, s, hz), (h*(-s*gz)).addcmul_(g, -s*hz), (h*out).sum(1, keepdim=True)/s, None
