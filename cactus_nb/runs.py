@@ -99,7 +99,7 @@ def environment(
     device = torch.device(device or 'cpu')
     return dict(commit=git_commit(), python=platform.python_version(), platform=platform.platform(), threads=torch.get_num_threads(),
                 device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-                versions={k: _version(k) for k in 'cactus_nb torch fastai fastcore faiss-cpu numpy scikit-learn'.split()})
+                versions={k: _version(k) for k in 'cactus_nb torch fastai fastcore numpy scikit-learn'.split()})
 
 # %% ../nbs/05_runs.ipynb #c4d81b77
 def is_run(

@@ -41,12 +41,13 @@ def check_embedding(
     z:np.ndarray,    # Embedding `[n, d]`, any float or integer type; or a tensor, or a memory map
     n:int|None=None, # Number of images that it must have rows for
     to_cluster:bool=True, # Must it be fit to be clustered: at least 2 rows, not all equal?
-) -> np.ndarray:     # `[n, d]` float32, not copied if it was that already
+    as_float32:bool=True, # Convert it? If not, a mapped file stays one
+) -> np.ndarray:     # `[n, d]`, not copied if it is float32 already or need not be
     "Check an embedding and return it as float32; raises `ValueError` that says what is wrong"
     try: z = np.asarray(_plain_tensor(z) if torch.is_tensor(z) else z)
     except (TypeError, ValueError) as e: raise ValueError(f"An embedding is an array [n, d] of numbers; a {type(z).__name__} of rows of different lengths, or of something else, is none.") from e
     _check_rows(z, n, to_cluster)
-    return z.astype(np.float32, copy=False)
+    return z.astype(np.float32, copy=False) if as_float32 else z
 
 # %% ../../nbs/10_encoders.core.ipynb #c011
 class Encoder:

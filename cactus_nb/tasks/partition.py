@@ -8,12 +8,13 @@ __all__ = ['Partitions', 'random_scale', 'kmeans_partitions', 'plane_sides', 'hy
 
 # %% ../../nbs/20_tasks.partition.ipynb #c002
 import json, warnings
+from itertools import chain, islice
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..data.core import ImageSet, atomic_write, check_counts
 from ..encoders.core import check_embedding
-from ..kmeans import kmeans
+from ..kmeans import Points, kmeans_many
 
 # %% ../../nbs/20_tasks.partition.ipynb #c007
 class Partitions:
@@ -68,11 +69,19 @@ def random_scale(
     return np.ones(d, np.float32) if p == 0 else rng.random(d, np.float32)
 
 # %% ../../nbs/20_tasks.partition.ipynb #c019
-def _fit_partition(z, n_clusters, p, seed, min_size, accept, max_refits, n_init, scaled):
-    "One partition: refit until accepted, else the run with most usable clusters"
-    scale, best = random_scale(z.shape[1], p if scaled else 0, seed), None
-    for refit in range(max_refits + 1):
-        r = kmeans(z, n_clusters, seed=int(np.random.SeedSequence([seed, p, refit]).generate_state(1)[0]), n_init=n_init, scale=scale)
+def _runs(points, n_clusters, runs, seed, n_init, scaled):
+    "The best of `n_init` starts for each of the runs, pairs of a partition and a refit, made as they are asked for"
+    def jobs():
+        for p,refit in runs:
+            scale = random_scale(points.x.shape[1], p if scaled else 0, seed)
+            for s in np.random.SeedSequence([seed, p, refit]).generate_state(n_init).tolist(): yield s, scale
+    found = kmeans_many(points, n_clusters, jobs(), seed)
+    for _ in runs: yield min(islice(found, n_init), key=lambda r: r.inertia)
+
+def _fit_partition(p, first, refits, n_clusters, min_size, accept):
+    "One partition: the first run that is accepted, else the one with most usable clusters"
+    best = None
+    for refit, r in enumerate(chain([first], refits)):
         usable = int((np.bincount(r.labels, minlength=n_clusters) >= min_size).sum())
         if best is None or usable > best[1]['usable']: best = r.labels, dict(usable=usable, inertia=r.inertia, n_iter=r.n_iter)
         if usable > accept*n_clusters: break
@@ -86,7 +95,7 @@ def _drop_small(labels, min_size):
 
 # %% ../../nbs/20_tasks.partition.ipynb #c021
 def kmeans_partitions(
-    z:np.ndarray,        # Embedding, a row per image `[n, d]`
+    z:np.ndarray,        # Embedding, a row per image `[n, d]`; a mapped file is read by parts
     n_clusters:int=500,  # k; the paper has 500 for Omniglot, mini-ImageNet and CelebA, 10 for MNIST
     n_partitions:int=50, # P; the paper has 100 for Omniglot and MNIST, 50 for the others
     seed:int=0,          # Same seed, embedding and versions: same partitions
@@ -99,13 +108,14 @@ def kmeans_partitions(
     scaled:bool=True,    # Stretch the dimensions at random from the second partition on?
 ) -> Partitions:
     "Cluster the embedding in `n_partitions` randomly scaled spaces (paper, Algorithm 1; official `task_generator.py`); raises `ValueError` for an unusable embedding or too few clusters"
-    z, n_init = check_embedding(z), n_init or (10 if n_partitions == 1 else 1)
+    z, n_init = check_embedding(z, as_float32=False), n_init or (10 if n_partitions == 1 else 1)
     check_counts(n_clusters=n_clusters, n_way=n_way, n_init=n_init); check_counts(least=0, seed=seed, max_refits=max_refits)
     if not 2 <= n_clusters <= len(z): raise ValueError(f"n_clusters={n_clusters} over {len(z):,} images: give at least 2 and at most {len(z):,}.")
     check_counts(n_partitions=n_partitions, min_size=min_size)
-    labels, notes = np.empty((n_partitions, len(z)), np.int32), []
-    for p in (progress or list)(range(n_partitions)):
-        found, note = _fit_partition(z, n_clusters, p, seed, min_size, accept, max_refits, n_init, scaled)
+    labels, notes, points = np.empty((n_partitions, len(z)), np.int32), [], Points(z, keep=256*n_clusters)
+    runs = lambda pairs: _runs(points, n_clusters, pairs, seed, n_init, scaled)
+    for p,first in zip((progress or list)(range(n_partitions)), runs([(p, 0) for p in range(n_partitions)])):
+        found, note = _fit_partition(p, first, runs([(p, 1+i) for i in range(max_refits)]), n_clusters, min_size, accept)
         labels[p] = _drop_small(found, min_size); notes.append(note if scaled else note | dict(scaled=False))
         _check_usable(note, len(z), min_size, accept, n_way)
     return Partitions(labels, notes, 'kmeans')
