@@ -176,7 +176,7 @@ def stage(self:Run,
 # %% ../nbs/05_runs.ipynb #c038
 def _opt_tensors(opt):
     "The optimiser's state as `(tensors, scalars)`, both keyed `index.name`"
-    flat = {f'{i}.{k}': v for i,s in enumerate(opt.state[p] for p,*_ in opt.all_params()) for k,v in s.items()}
+    flat = {f'{i}.{k}': v for i,s in enumerate(getattr(opt, 'opt', opt).state.get(p, {}) for p,*_ in opt.all_params()) for k,v in s.items()}
     return ({k: v for k,v in flat.items() if torch.is_tensor(v)}, {k: v for k,v in flat.items() if not torch.is_tensor(v)})
 
 # %% ../nbs/05_runs.ipynb #c039
@@ -184,7 +184,7 @@ def _restore_opt(opt, tensors, scalars):
     for key,v in (tensors | scalars).items():
         i,k = key.split('.', 1)
         p = opt.all_params()[int(i)][0]
-        opt.state[p][k] = v.to(p.device) if torch.is_tensor(v) else v
+        getattr(opt, 'opt', opt).state[p][k] = v.to(p.device) if torch.is_tensor(v) else v
 
 # %% ../nbs/05_runs.ipynb #c040
 class ResumeCallback(Callback):

@@ -9,8 +9,10 @@ __all__ = ['prototypes', 'squared_distance', 'cosine_distance', 'proto_logits', 
 import torch, torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
+from ..backbones import by_task
 
 # %% ../../nbs/30_meta.protonet.ipynb #a90b2c41
 def _check_support(zs, ys, n_way):
@@ -65,12 +67,20 @@ class ProtoNetCallback(Callback):
     order, run_valid = MixedPrecision.order+1, True
     def __init__(self,
         distance=squared_distance, # `(zq, prototypes) -> [B, n, n_way]`
-    ): self.distance = distance
+        stats:str='task',          # Batch-norm statistics in training: those of each `task`, or of the whole meta-`batch`
+    ):
+        if stats not in ('task', 'batch'): raise ValueError(f"stats={stats!r}: choose 'task' or 'batch'.")
+        self.distance, self.stats = distance, stats
 
     def before_batch(self):
         xs, self.ys, xq = self.learn.xb
         self.sizes, self.n_way = (xs.shape[1], xq.shape[1]), self.dl.dataset.n_way
         self.learn.xb = (torch.cat([xs, xq], 1).flatten(0, 1),)
+        if self.training and self.stats == 'task' and len(xs) > 1: get_model(self.learn.model).forward = self._by_task
+
+    def _by_task(self, x): self._give_back(); return by_task(get_model(self.learn.model), x, len(self.ys))
+    def _give_back(self): get_model(self.learn.model).__dict__.pop('forward', None)
+    before_fit = after_batch = after_cancel_batch = after_cancel_fit = _give_back
 
     def after_pred(self):
         zs, zq = self.pred.flatten(1).view(len(self.ys), sum(self.sizes), -1).split(self.sizes, 1)
