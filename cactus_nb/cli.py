@@ -17,7 +17,7 @@ from .data.folder import from_folder
 from .encoders.core import Encoder, OwnEmbedding
 from .meta.learner import load_run, run_info
 from .runs import Run, is_run, keep_memory, read_json, write_json
-from .score.baselines import from_scratch, knn, nearest_prototype, untrained
+from .score.baselines import embedding_report, from_scratch, knn, nearest_prototype, untrained
 from .score.evaluate import evaluate_grid, result_row, result_table, write_result
 from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_splits, methods, partition_stage, preset, read_images, train_stage
 from .tasks.partition import Partitions, label_partition
@@ -243,7 +243,7 @@ def _place(data, root, size, channels, skip_broken):
 # %% ../nbs/60_cli.ipynb #3fd230d2
 def _settings(args):
     "Settings from the arguments of a command that takes images"
-    args = {k: v or None if isinstance(v, bool) else v for k,v in args.items() if k not in ('out', 'n_test')}
+    args = {k: v or None if isinstance(v, bool) else v for k,v in args.items() if k not in ('out', 'n_test', 'report')}
     place = _place(*(args.pop(k) for k in ('data', 'root', 'size', 'channels', 'skip_broken')))
     if path := args.get('partitions'):
         if more := [k for k in ('embedding', 'partition', 'n_clusters', 'n_partitions', 'margin') if args.get(k) is not None]:
@@ -305,6 +305,7 @@ def cactus_embed(
     channels:int=None,        # Folder: 1 (grey) or 3 (colour)
     skip_broken:store_true=False, # Folder: leave broken images out, with a warning, instead of stopping?
     n_test:int=1000,          # Tasks to score on
+    report:store_true=False,  # Score on the test classes instead, with a linear layer, purity and dimensions? For a final result, not to choose by
     seed:int=0,               # Seed of the split and of the weights
     root:str=None,            # Folder of the data set, where it is not in $CACTUS_DATA
 ):
@@ -317,9 +318,24 @@ def cactus_embed(
     enc, _ = embed_stage(run, train.unlabelled())
     images = read_images(cfg).unlabelled()
     with run.stage('write'): shape = _write_embedding(run, enc, images)
+    if report: return _report_test(run, enc, cfg, n_test, shape)
     methods = dict(knn=knn(enc), prototypes=nearest_prototype(enc)) if valid is not None else {}
     rows = [result_row(r, name, enc.name, **(dict(variant=enc.variant) if enc.variant else {})) for name,m in methods.items() for r in evaluate_grid(m, valid, n_ways, (1,5), n_tasks=n_test, seed=seed).values()]
     _report(_write(run.path, rows, 'cactus_embed', cfg['data'], 'valid', run.seconds, seed, embedding=shape), f"{run/'embedding.npy'} {shape}", f"cactus_partition --run {run.path} goes on")
+
+# %% ../nbs/60_cli.ipynb #d90a2d8f
+def _report_test(run, enc, cfg, n_test, shape):
+    "`embedding_report` on the test classes, its picture, and what the encoder shows of itself"
+    import matplotlib
+    from matplotlib import pyplot as plt
+    test = load_splits(cfg)[2]
+    if test is None: raise ValueError(f"--report scores on test classes, and {cfg['data']} has no labels. Leave it out, or give --split.")
+    with run.stage('report'): report = embedding_report(enc.embed(test), test, enc.name, [w for w in (5, 20) if w <= test.n_classes], n_tasks=n_test, seed=cfg['seed'])
+    backend = matplotlib.get_backend(); plt.switch_backend('agg')
+    report.show()[0].figure.savefig(run/'report.png', dpi=100); plt.close('all'); plt.switch_backend(backend)
+    about = dict(config=getattr(enc, 'config', {}), seconds=run.stages.get('embed'))
+    res = _write(run.path, report.rows, 'cactus_embed', cfg['data'], 'test', run.seconds, cfg['seed'], embedding=shape, facts=report.facts, trained=about)
+    _report(res, ', '.join(f'{k} {v:.3g}' for k,v in report.facts.items()), f"{run/'report.png'}")
 
 # %% ../nbs/60_cli.ipynb #a3ec3980
 def _write_embedding(run, enc, images):

@@ -106,7 +106,7 @@ class ACAI(NetEncoder):
         n_latent:int=16,   # Channels of the embedding; its width is 16 times as much at 28 or 32 pixels
         scales:int=3,      # Blocks, each of which halves the image
         weight:float=0.5,  # λ, of fooling the critic; 0 leaves an ordinary autoencoder
-        n_epochs:int=40,   # Passes over the images
+        n_epochs:int=20,   # Passes over the images
         bs:int=64,         # Images a batch
         lr:float=1e-3,     # Highest rate of the one-cycle schedule
         seed:int=0,        # Seed of the weights, the order, the mixtures and the held-out part

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['check_embedding', 'Encoder', 'PCA', 'ImageDataset', 'ImageLoader', 'image_dls', 'NetEncoder', 'StopIfDiverged',
            'effective_dimension', 'check_collapse', 'Autoencoder', 'pixel_cross_entropy', 'ModuleEncoder',
-           'OwnEmbedding']
+           'OwnEmbedding', 'save_pretrained', 'pretrained_cards']
 
 # %% ../../nbs/10_encoders.core.ipynb #c002
 import warnings
+from hashlib import sha256
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -21,8 +22,9 @@ from fastai.optimizer import Adam
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
+import cactus_nb
 from ..data.core import ImageSet, check_counts, check_images
-from ..runs import ResumeCallback, TrimCallback, load_tensors, save_tensors, seeded
+from ..runs import ResumeCallback, TrimCallback, load_tensors, read_json, save_tensors, seeded, write_json
 
 # %% ../../nbs/10_encoders.core.ipynb #65065e77
 def _plain_tensor(z): return (z.float() if z.is_floating_point() else z).detach().cpu() # NumPy has no bfloat16
@@ -477,3 +479,44 @@ def _load_npy(path):
     try: return np.load(path, mmap_mode='r', allow_pickle=False)
     except FileNotFoundError as e: raise ValueError(f"{path} is no readable .npy array (there is no such file). Write it with numpy.save.") from e
     except Exception as e: raise ValueError(f"{path} is no readable .npy array (damaged, or of Python objects, or another kind of file). Write it with numpy.save.") from e
+
+# %% ../../nbs/10_encoders.core.ipynb #c545064b
+_weights = Path(cactus_nb.__file__).parent/'weights'
+
+def save_pretrained(
+    enc:NetEncoder,    # Has learnt
+    name:str,          # What `Encoder.pretrained` will know it by
+    folder:str|Path,   # Where the weights and `cards.json` are written
+    **card             # What to say about it, JSON values: `data`, `split`, `seed`, `epochs`, `minutes`, `device`, `commit`, `report`
+):
+    "Write an encoder's weights in half precision, and its card beside those that are there"
+    state, folder = enc.state(), Path(folder)
+    if not state: raise ValueError(f"{type(enc).__name__} has not learnt yet, so there is nothing to save. Call fit first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder/f'{name}.safetensors'
+    save_tensors(file, {k: v.half() if v.is_floating_point() else v for k,v in state.items()}, dict(encoder=type(enc).__name__, config=enc.config))
+    write_json(folder/'cards.json', pretrained_cards(folder) | {name: card | dict(encoder=type(enc).__name__, sha256=sha256(file.read_bytes()).hexdigest(), bytes=file.stat().st_size)})
+
+def pretrained_cards(
+    folder:str|Path=_weights, # Where the weights are; those of the library if not given
+) -> dict: # A card for each name
+    "The encoders that are there, and how each was made"
+    path = Path(folder)/'cards.json'
+    return read_json(path) if path.exists() else {}
+
+# %% ../../nbs/10_encoders.core.ipynb #1352df58
+@patch(cls_method=True)
+def pretrained(cls:Encoder,
+    name:str, # One of `pretrained_cards`, such as `acai-omniglot`
+    folder:str|Path=_weights, # Where the weights are; those of the library if not given
+    **given   # `device`
+) -> Encoder: # With its `card`
+    "An encoder that was trained before; raises `ValueError` for an unknown name or a file that is not the one its card describes"
+    cards = pretrained_cards(folder)
+    if name not in cards: raise ValueError(f"There is no pretrained encoder {name!r} in {folder}; known: {', '.join(cards) or 'none'}.")
+    path = Path(folder)/f'{name}.safetensors'
+    if not path.is_file(): raise FileNotFoundError(f"{path} is not there, though its card is. Install the library again.")
+    if sha256(path.read_bytes()).hexdigest() != cards[name]['sha256']: raise ValueError(f"{path} is not the file that its card describes: the checksum is another. Install the library again.")
+    enc = cls.load(path, **given)
+    enc.card = cards[name]
+    return enc
