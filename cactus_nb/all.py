@@ -13,6 +13,8 @@ from .data.core import *
 from .data.folder import *
 from .data.sets import *
 from .data.transforms import *
+from .encoders.acai import *
+from .encoders.bigan import *
 from .encoders.core import *
 from .encoders.whiten import *
 from .kmeans import *

@@ -29,11 +29,12 @@ class BiGANNet(nn.Module):
     def __init__(self,
         shape,            # Of the images, `(c, h, w)`
         n_latent:int=200, # Latents
-        width:int=1024,   # Units of a hidden layer
+        width:int=512,    # Units of a hidden layer
+        noise:float=0.3,  # Standard deviation of the noise on images that the discriminator sees
     ):
         super().__init__()
         n = int(np.prod(shape))
-        self.shape, self.latents = tuple(shape), None
+        self.shape, self.noise, self.latents, self.grain = tuple(shape), noise, None, 0.
         self.e = nn.Sequential(nn.Flatten(), _mlp(n, width, n_latent, nn.LeakyReLU(0.2)), nn.Tanh())
         self.g = nn.Sequential(_mlp(n_latent, width, n, nn.ReLU()), nn.Sigmoid())
         self.d = _mlp(n + n_latent, width, 1, nn.LeakyReLU(0.2))
@@ -41,7 +42,8 @@ class BiGANNet(nn.Module):
     def enc(self, x): return self.e(x)
     def draw(self, z): return self.g(z).view(-1, *self.shape)
     def pairs(self, x, z): # real ones first, `[2n, n_pixels + n_latent]`
-        return torch.cat([torch.cat([x.flatten(1), self.e(x)], 1), torch.cat([self.g(z), z], 1)])
+        seen = torch.cat([x.flatten(1), self.g(z)])
+        return torch.cat([seen + self.noise*self.grain if self.training else seen, torch.cat([self.e(x), z])], 1)
 
     def forward(self, x): # `[n, c, h, w]` in 0..1
         if not self.training: return (self.draw(self.e(x)),)
@@ -74,6 +76,7 @@ class LatentCallback(Callback):
     def before_batch(self):
         net, n_latent = self.model, self.model.g[0][0].in_features
         rng = np.random.default_rng([self.seed, self.dls.train.dataset.passes, self.iter])
+        net.grain = torch.randn(2*len(self.x), net.d[0].in_features - n_latent, generator=torch.Generator(self.x.device).manual_seed(int(rng.integers(2**62))), device=self.x.device)
         net.latents = torch.from_numpy(2*rng.random((len(self.x), n_latent), np.float32) - 1).to(self.x.device)
         self.turn = ('critic', 'others')[self.iter % 2] if self.alternate else 'both'
         self.learn.loss_func = partial(bigan_loss, turn=self.turn)
@@ -94,6 +97,7 @@ class BiGAN(NetEncoder):
     def __init__(self,
         n_latent:int=200,  # Latents: the width of the embedding
         width:int=512,     # Units of a hidden layer; the authors have 1,024
+        noise:float=0.3,   # Standard deviation of the noise on the images that the discriminator sees, pixels being in 0..1
         alternate:bool=False, # Update discriminator and the others in turn, or both at each batch as the authors do?
         n_epochs:int=400,  # Passes over the images
         bs:int=128,        # Images a batch
@@ -103,9 +107,10 @@ class BiGAN(NetEncoder):
         **kwargs           # `device`, `checkpoint`, `cbs`, `quiet`, see `NetEncoder`
     ):
         check_counts(n_latent=n_latent, width=width)
-        super().__init__(**kwargs, n_latent=n_latent, width=width, alternate=alternate, n_epochs=n_epochs, bs=bs, lr=lr, seed=seed, shape=shape)
+        if not 0 <= noise < np.inf: raise ValueError(f"noise={noise}: give a standard deviation of 0 or more.")
+        super().__init__(**kwargs, n_latent=n_latent, width=width, noise=noise, alternate=alternate, n_epochs=n_epochs, bs=bs, lr=lr, seed=seed, shape=shape)
 
-    def network(self): return BiGANNet(self.config['shape'], self.config['n_latent'], self.config['width'])
+    def network(self): return BiGANNet(self.config['shape'], *(self.config[k] for k in ('n_latent', 'width', 'noise')))
     def callbacks(self): return [LatentCallback(self.config['seed'], self.config['alternate'])]
 
 @patch
