@@ -93,13 +93,13 @@ class BiGAN(NetEncoder):
     "Bidirectional generative adversarial network (Donahue et al. 2017, arXiv 1605.09782)"
     name, opt_func = 'bigan', partial(Adam, mom=0.5, sqr_mom=0.999, eps=1e-8, wd=2.5e-5, decouple_wd=False)
     loss_func = staticmethod(bigan_loss)
-    presets = dict(quick=dict(width=128, n_epochs=3), full=dict(width=1024))
+    presets = dict(quick=dict(width=128, n_epochs=3), full=dict(width=1024, n_epochs=400))
     def __init__(self,
         n_latent:int=200,  # Latents: the width of the embedding
         width:int=512,     # Units of a hidden layer; the authors have 1,024
         noise:float=0.3,   # Standard deviation of the noise on the images that the discriminator sees, pixels being in 0..1
         alternate:bool=False, # Update discriminator and the others in turn, or both at each batch as the authors do?
-        n_epochs:int=400,  # Passes over the images
+        n_epochs:int=200,  # Passes over the images
         bs:int=128,        # Images a batch
         lr:float=2e-4,     # Rate of the first half; it falls to a hundredth in the second
         seed:int=0,        # Seed of the weights, the order, the latents and the held-out part
