@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 
 import cactus_nb
-from cactus_nb import cli
-from cactus_nb.all import (Affine, Autoencoder, Encoder, ImageSet, InnerLoop, Learner, ModuleEncoder, OwnEmbedding, PCA, Partitions, ResumeCallback, Run, Whitened, as_transform,
-    check_embedding, classify, conv4, conv4_classifier, describe, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
-    label_partition, load_run, maml_learner, maml_logits, omniglot, proto_learner, prototypes, random_partitions, read_json, result_table, save_run,
+from cactus_nb import bench, cli
+from cactus_nb.all import (ACAI, Affine, Autoencoder, BiGAN, Callback, Encoder, ImageSet, InnerLoop, Learner, ModuleEncoder, OwnEmbedding, PCA, Partitions, ProtoNetCallback, ResumeCallback, Run, Whitened, as_transform,
+    check_embedding, classify, conv4, conv4_classifier, describe, embedding_report, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
+    label_partition, load_run, maml_learner, maml_logits, omniglot, proto_learner, prototypes, random_partitions, read_json, result_table, save_pretrained, save_run,
     save_tensors, task_dls, write_json)
 from cactus_nb.data import core, folder as folder_mod, sets
 from cactus_nb.tasks.sample import TaskSampler
@@ -293,6 +293,39 @@ refuse('Embeddings', 'damaged safetensors',            lambda tmp: Encoder.load(
 refuse('Embeddings', 'safetensors of another program', foreign_encoder)
 refuse('Embeddings', 'an encoder without its settings', lambda tmp: (save_tensors(tmp/'e', dict(a=z), dict(encoder='PCA', config=dict(a=1))), Encoder.load(tmp/'e')))
 refuse('Embeddings', 'an encoder that is not there',   lambda tmp: Encoder.load(tmp/'e'), FileNotFoundError)
+def small(made, **kw): return made(**made.presets['quick'] | dict(n_epochs=1, bs=32, quiet=True) | kw)
+def learnt(made, tmp, **kw): small(made, **kw).fit(photos).save(tmp/'enc.safetensors'); return tmp/'enc.safetensors'
+one = ImageSet(np.repeat(X[:1], 120, 0))
+class Kill(Callback):
+    def after_fit(self): [p.data.zero_() for p in self.model.d[-1].parameters()]
+class Poison(Callback):
+    order = -10
+    def before_batch(self): next(self.model.parameters()).data.fill_(torch.nan)
+def shipped(tmp):
+    save_pretrained(Encoder.load(learnt(BiGAN, tmp)), 'mine', tmp/'weights')
+    return tmp/'weights'
+def another(tmp):
+    "A file whose header tells of another network"
+    enc = Encoder.load(learnt(ACAI, tmp)); enc.config['depth'] = 2; enc.save(tmp/'enc.safetensors')
+    return Encoder.load(tmp/'enc.safetensors')
+def altered(tmp):
+    f = shipped(tmp)/'mine.safetensors'; f.write_bytes(f.read_bytes()[:-1] + b'x')
+    return Encoder.pretrained('mine', tmp/'weights')
+refuse('Embeddings', 'images too small for ACAI',       lambda tmp: small(ACAI).fit(ImageSet(X[:,:,:6,:6])))
+refuse('Embeddings', 'ACAI: three channels for one',    lambda tmp: Encoder.load(learnt(ACAI, tmp)).embed(ImageSet(np.repeat(X, 3, 1))))
+refuse('Embeddings', 'BiGAN: one channel for three',    lambda tmp: small(BiGAN).fit(ImageSet(np.repeat(X, 3, 1))).embed(photos))
+refuse('Embeddings', 'ACAI: a loss that is not finite', lambda tmp: small(ACAI, cbs=Poison()).fit(photos))
+refuse('Embeddings', 'BiGAN: a loss that is not finite',lambda tmp: small(BiGAN, cbs=Poison()).fit(photos))
+refuse('Embeddings', 'BiGAN: a negative noise',         lambda tmp: small(BiGAN, noise=-1.))
+refuse('Embeddings', 'BiGAN: a dead discriminator',     lambda tmp: small(BiGAN, cbs=Kill()).fit(photos))
+refuse('Embeddings', 'BiGAN: the same image throughout', lambda tmp: small(BiGAN).fit(one))
+refuse('Embeddings', 'ACAI: the same image throughout', lambda tmp: small(ACAI).fit(one))
+refuse('Embeddings', 'weights of another architecture', another)
+refuse('Embeddings', 'an unknown pretrained encoder',   lambda tmp: Encoder.pretrained('magic', shipped(tmp)))
+refuse('Embeddings', 'a pretrained encoder that was changed', altered)
+refuse('Embeddings', 'a pretrained encoder without its file', lambda tmp: ((shipped(tmp)/'mine.safetensors').unlink(), Encoder.pretrained('mine', tmp/'weights')), FileNotFoundError)
+refuse('Embeddings', 'a report without labels',         lambda tmp: embedding_report(z, photos))
+refuse('Embeddings', 'nothing learnt to be shipped',    lambda tmp: save_pretrained(small(ACAI), 'mine', tmp))
 
 
 # Partitions
@@ -372,6 +405,7 @@ refuse('ProtoNets', 'a label too few, to classify',    lambda tmp: classify(prot
 refuse('ProtoNets', 'images of one class, to classify', lambda tmp: classify(protonets(), X[:4], ['a']*4, X))
 refuse('ProtoNets', 'nothing to classify',             lambda tmp: classify(protonets(), X[:4], list('aabb'), X[:0]))
 refuse('ProtoNets', 'a file to classify that is no image', lambda tmp: classify(protonets(), X[:4], list('aabb'), [file(tmp)]))
+refuse('ProtoNets', 'statistics of something else', lambda tmp: ProtoNetCallback(stats='none'))
 
 
 # MAML
@@ -485,7 +519,9 @@ def no_memory(tmp):
     with changed(cli, 'load_splits', fail): call(cli.cactus_train, '--out', tmp/'run')
 refuse('Commands', 'cactus_train: more than fits into memory', no_memory, SystemExit)
 
-for given, args in {'an unknown encoder': '--encoder magic', 'no epochs': '--encoder_epochs 0', 'epochs for PCA': '--encoder pca --encoder_epochs 3', 'one task': '--n_test 1', 'a split in two': '--split 9,9'}.items(): command(given, embed, *args.split(), '--out', out)
+for given, args in {'an unknown encoder': '--encoder magic', 'no epochs': '--encoder_epochs 0', 'epochs for PCA': '--encoder pca --encoder_epochs 3', 'an unknown preset of an encoder': '--encoder acai --encoder_preset huge', 'a preset for an encoder that has none': '--encoder autoencoder --encoder_preset quick', 'one task': '--n_test 1', 'a split in two': '--split 9,9'}.items(): command(given, embed, *args.split(), '--out', out)
+refuse('Commands', 'cactus_bench: an unknown row', lambda tmp: call(bench.cactus_bench, '--rows', 'speed'), SystemExit)
+refuse('Commands', 'cactus_bench: an unknown device', lambda tmp: call(bench.cactus_bench, '--device', 'mars'), SystemExit)
 command('no run', cut)
 command('a run that is not there', cut, '--run', 'nowhere')
 command('a run without an encoder', cut, '--run', protos)
