@@ -16,6 +16,7 @@ from .data.transforms import *
 from .encoders.acai import *
 from .encoders.bigan import *
 from .encoders.core import *
+from .encoders.instance import *
 from .encoders.whiten import *
 from .kmeans import *
 from .meta.learner import *

@@ -21,6 +21,7 @@ from .data.transforms import as_transform
 from .encoders.acai import ACAI
 from .encoders.bigan import BiGAN
 from .encoders.core import PCA, Autoencoder, Encoder, NetEncoder, OwnEmbedding
+from .encoders.instance import Instance
 from .encoders.whiten import Pixels, Whitened
 from .meta.learner import load_run, maml_learner, proto_learner, save_run
 from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback
@@ -126,7 +127,7 @@ def fit_to(
     return cfg | dict(n_clusters=k, fingerprint=images.fingerprint)
 
 # %% ../nbs/52_stages.ipynb #524c1b79
-trained = dict(autoencoder=Autoencoder, acai=ACAI, bigan=BiGAN)
+trained = dict(autoencoder=Autoencoder, acai=ACAI, bigan=BiGAN, instance=Instance)
 
 def _network(cfg, images):
     "The encoder that is a network, with the settings of a preset, if one was named, and the epochs, if they were"
