@@ -335,7 +335,7 @@ def _report_test(run, enc, cfg, n_test, shape):
     report.show()[0].figure.savefig(run/'report.png', dpi=100); plt.close('all'); plt.switch_backend(backend)
     about = dict(config=getattr(enc, 'config', {}), seconds=run.stages.get('embed'))
     res = _write(run.path, report.rows, 'cactus_embed', cfg['data'], 'test', run.seconds, cfg['seed'], embedding=shape, facts=report.facts, trained=about)
-    _report(res, ', '.join(f'{k} {v:.3g}' for k,v in report.facts.items()), f"{run/'report.png'}")
+    _report(res, ', '.join(f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v:,}' for k,v in report.facts.items()), f"{run/'report.png'}")
 
 # %% ../nbs/60_cli.ipynb #a3ec3980
 def _write_embedding(run, enc, images):

@@ -266,9 +266,9 @@ def check_collapse(
     least:float=1.05, # Effective dimension that it must have, if it has more than one number
 ):
     "Raise `ValueError` for an embedding that tells no images apart"
-    spread, d = float(z.std(0).max()), effective_dimension(z)
-    if spread <= 1e-6*max(1e-12, float(np.abs(z).max())) or z.shape[1] > 1 and d < least:
-        raise ValueError(f"{name} has collapsed: its embedding of {len(z):,} images has an effective dimension of {d:.2f} of {z.shape[1]}, and a largest standard deviation of {spread:.1g}. Train it again, with other settings or another seed.")
+    spread, again = z.std(0, dtype=np.float64).max(), 'Train it again, with other settings or another seed.'
+    if spread <= 1e-5*max(1e-12, float(np.abs(z).max())): raise ValueError(f"{name} has collapsed: it gives {len(z):,} images one and the same embedding. {again}")
+    if z.shape[1] > 1 and (d := effective_dimension(z)) < least: raise ValueError(f"{name} has collapsed: its embeddings of {len(z):,} images lie on a line, {d:.2f} effective dimensions of {z.shape[1]}. {again}")
 
 # %% ../../nbs/10_encoders.core.ipynb #00431479
 @patch
