@@ -300,6 +300,7 @@ def cactus_embed(
     encoder:str='autoencoder',# autoencoder, acai, bigan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels)
     encoder_epochs:int=None,  # autoencoder, acai, bigan, instance: passes over the images
     encoder_preset:str=None,  # acai, bigan, instance: quick (to try it) or full (for a GPU); neither is an hour of two cores if not given
+    acai_weight:float=None,   # acai: weight of fooling the critic; 0 leaves an autoencoder of the same networks
     split:str=None,           # Classes to train on, to validate on and to test on, with commas between; a folder has none and needs no label
     size:int=None,            # Folder: height and width of an image in pixels
     channels:int=None,        # Folder: 1 (grey) or 3 (colour)

@@ -57,7 +57,7 @@ def preset(
     cfg = dict(data=data, method=method) | common | sizes | methods[name] | presets[data][name]
     if kwargs.get('partition', 'kmeans') != 'kmeans': cfg['n_partitions'] = 2400 # the paper's, method by method
     if kwargs.get('encoder') in trained and kwargs['encoder'] != 'autoencoder': cfg['encoder_epochs'] = None # its own
-    of = dict(margin=('partition', ['hyperplanes']), n_clusters=('partition', ['kmeans', 'random']), encoder_epochs=('encoder', list(trained)), encoder_preset=('encoder', [k for k,o in trained.items() if o.presets]))
+    of = dict(margin=('partition', ['hyperplanes']), n_clusters=('partition', ['kmeans', 'random']), encoder_epochs=('encoder', list(trained)), acai_weight=('encoder', ['acai']), encoder_preset=('encoder', [k for k,o in trained.items() if o.presets]))
     for k,(other,fit) in of.items():
         chosen = kwargs.get(other, cfg[other])
         if k in kwargs and chosen not in fit and (other != 'encoder' or chosen in encoders): raise ValueError(f"{k} is a setting of --{other} {' or '.join(fit)}, not of {chosen}: leave --{k} out.")
@@ -132,7 +132,7 @@ trained = dict(autoencoder=Autoencoder, acai=ACAI, bigan=BiGAN, instance=Instanc
 def _network(cfg, images):
     "The encoder that is a network, with the settings of a preset, if one was named, and the epochs, if they were"
     made = trained[cfg['encoder']]
-    more = (made.presets[cfg['encoder_preset']] if cfg.get('encoder_preset') else {}) | (dict(n_epochs=cfg['encoder_epochs']) if cfg['encoder_epochs'] else {})
+    more = (made.presets[cfg['encoder_preset']] if cfg.get('encoder_preset') else {}) | (dict(n_epochs=cfg['encoder_epochs']) if cfg['encoder_epochs'] else {}) | ({} if cfg.get('acai_weight') is None else dict(weight=cfg['acai_weight']))
     return made(**more, seed=cfg['seed'], quiet=not sys.stdout.isatty())
 
 encoders = dict({k: _network for k in trained},

@@ -113,6 +113,7 @@ class ACAI(NetEncoder):
         shape=None,        # `(c, h, w)`; taken from the images by `fit`
         **kwargs           # `device`, `checkpoint`, `cbs`, `quiet`, see `NetEncoder`
     ):
+        if not 0 <= weight < np.inf: raise ValueError(f"weight={weight}: give 0 or more.")
         check_counts(depth=depth, n_latent=n_latent, scales=scales)
         super().__init__(**kwargs, depth=depth, n_latent=n_latent, scales=scales, weight=weight, n_epochs=n_epochs, bs=bs, lr=lr, seed=seed, shape=shape)
 

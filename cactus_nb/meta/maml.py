@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.func import functional_call, vmap
-from ..backbones import forward_in_one, runs_in_one
+from ..backbones import forward_in_one, in_task_layout, runs_in_one
 from ..data.core import check_counts
 
 # %% ../../nbs/31_meta.maml.ipynb #c012
@@ -118,6 +118,7 @@ def maml_steps(
     "Gradient steps on every task's support images (Finn et al. 2017, algorithm 2; paper, Table 5); raises `ValueError` for what cannot be adapted"
     names, recorded = _check_settings(model, inner_lr, inner_steps, inner_loss, adapt, head), torch.is_grad_enabled()
     if head == 'fresh' and n_way: params = fresh_head(model, params, n_way)
+    params = in_task_layout(model, params)
     tasks = {k: (p if recorded else p.detach()).expand(len(xs), *p.shape) for k,p in params.items()} | {k: b.expand(len(xs), *b.shape).clone() for k,b in model.named_buffers()}
     yield tasks
     for step in range(inner_steps):
@@ -203,7 +204,7 @@ class InnerLoop:
         inner_lr:float=0.05, # Step size
         inner_steps:int=50,  # Gradient steps; the paper's at test
         every:int=1,         # Keep the scores after each so many steps, and after the last
-        budget:int=2**19,    # Pixels of support and query images at a time, in float numbers
+        budget:int=2**21,    # Pixels of support and query images at a time, in float numbers
         **kwargs             # `inner_loss`, `adapt`, `head`: see `maml_steps`
     ):
         self.model, self.budget, self.settings = model, budget, dict(inner_lr=inner_lr, inner_steps=inner_steps) | kwargs
