@@ -98,7 +98,7 @@ class MixCallback(Callback):
 # %% ../../nbs/11_encoders.acai.ipynb #fecc6458
 class ACAI(NetEncoder):
     "Adversarially constrained autoencoder interpolation (Berthelot et al. 2018, arXiv 1807.07543)"
-    name, opt_func = 'acai', partial(Adam, sqr_mom=0.999, eps=1e-8, wd=0.)
+    name, judges, opt_func = 'acai', 'critic.', partial(Adam, sqr_mom=0.999, eps=1e-8, wd=0.)
     loss_func = staticmethod(acai_loss)
     presets = dict(quick=dict(depth=4, n_epochs=2), full=dict(depth=16, n_epochs=200))
     def __init__(self,

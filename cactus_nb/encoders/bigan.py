@@ -91,7 +91,7 @@ class LatentCallback(Callback):
 # %% ../../nbs/12_encoders.bigan.ipynb #8823f5ae
 class BiGAN(NetEncoder):
     "Bidirectional generative adversarial network (Donahue et al. 2017, arXiv 1605.09782)"
-    name, opt_func = 'bigan', partial(Adam, mom=0.5, sqr_mom=0.999, eps=1e-8, wd=2.5e-5, decouple_wd=False)
+    name, judges, opt_func = 'bigan', 'd.', partial(Adam, mom=0.5, sqr_mom=0.999, eps=1e-8, wd=2.5e-5, decouple_wd=False)
     loss_func = staticmethod(bigan_loss)
     presets = dict(quick=dict(width=128, n_epochs=3), full=dict(width=1024, n_epochs=400))
     def __init__(self,
@@ -126,6 +126,7 @@ def judge(self:BiGAN,
     seed:int=0,      # Of the latents to draw from
 ) -> tuple:          # Scores of real and of drawn pairs, both `[n]`
     "What the discriminator says: over zero for real, under for drawn"
+    if not getattr(self, 'whole', True): raise ValueError('This BiGAN was shipped without its discriminator. Train one, or load the file of a training.')
     self.net.eval()
     rng = np.random.default_rng(seed)
     z = torch.from_numpy(2*rng.random((len(images), self.config['n_latent']), np.float32) - 1).to(self.device)

@@ -214,6 +214,7 @@ def image_dls(
 class NetEncoder(Encoder):
     "An encoder whose network is trained by a stock `Learner`; a subclass gives `network`, `loss_func` and perhaps `callbacks`"
     presets, opt_func, loss_func = {}, Adam, None # settings by name; what the learner takes
+    judges = '-' # what the names of weights begin with that embed and draw nothing; not shipped
     def __init__(self,
         device=None,      # Where to train and embed; `cpu` if None
         checkpoint=None,  # File for a checkpoint after every epoch, to resume from
@@ -230,7 +231,11 @@ class NetEncoder(Encoder):
     def _build(self):
         with seeded(self.config['seed']): self.net = self.network().to(self.device, memory_format=torch.channels_last)
     def state(self): return self.net.state_dict() if self.net else {}
-    def load_state(self, state): self.net.load_state_dict(state) # tensors by name
+    def load_state(self, state): # tensors by name
+        missing, alien = self.net.load_state_dict(state, strict=False)
+        bad = [*alien, *(k for k in missing if not k.startswith(self.judges))]
+        if bad: raise RuntimeError(f'the weights {bad[0]!r} do not fit')
+        self.whole = not missing # is what judges there too?
 
 # %% ../../nbs/10_encoders.core.ipynb #16898723
 class StopIfDiverged(Callback):
@@ -494,7 +499,7 @@ def save_pretrained(
     if not state: raise ValueError(f"{type(enc).__name__} has not learnt yet, so there is nothing to save. Call fit first.")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder/f'{name}.safetensors'
-    save_tensors(file, {k: v.half() if v.is_floating_point() else v for k,v in state.items()}, dict(encoder=type(enc).__name__, config=enc.config))
+    save_tensors(file, {k: v.half() if v.is_floating_point() else v for k,v in state.items() if not k.startswith(enc.judges)}, dict(encoder=type(enc).__name__, config=enc.config))
     write_json(folder/'cards.json', pretrained_cards(folder) | {name: card | dict(encoder=type(enc).__name__, sha256=sha256(file.read_bytes()).hexdigest(), bytes=file.stat().st_size)})
 
 def pretrained_cards(
