@@ -99,7 +99,7 @@ class BiGAN(NetEncoder):
         width:int=512,     # Units of a hidden layer; the authors have 1,024
         noise:float=0.3,   # Standard deviation of the noise on the images that the discriminator sees, pixels being in 0..1
         alternate:bool=False, # Update discriminator and the others in turn, or both at each batch as the authors do?
-        n_epochs:int=200,  # Passes over the images
+        n_epochs:int=20,   # Passes over the images
         bs:int=128,        # Images a batch
         lr:float=2e-4,     # Rate of the first half; it falls to a hundredth in the second
         seed:int=0,        # Seed of the weights, the order, the latents and the held-out part
