@@ -131,7 +131,11 @@ def _sources(folder, stem, names, listed):
 def _decode_into(name, folder, sources, size, n_workers):
     "The pixels of `sources` `[n, 3, size, size]`, mapped from the cache."
     key = json.dumps([str(folder.resolve()), size])
-    return decode_images(sources, (3, size, size), cache_root()/f'{name}-{blake2b(key.encode(), digest_size=8).hexdigest()}', n_workers=n_workers).x
+    place = cache_root()/f'{name}-{blake2b(key.encode(), digest_size=8).hexdigest()}'
+    try: return decode_images(sources, (3, size, size), place, n_workers=n_workers).x
+    except ValueError as e:
+        if ' images cannot be read' not in str(e): raise
+        raise ValueError(f"{str(e).split('. Mend or remove')[0]}: get them again; all others are decoded and kept") from e
 
 # %% ../../nbs/04_data.papers.ipynb #b721e96e
 def _check_there(name, folder, stem, files, how):
