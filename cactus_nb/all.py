@@ -11,6 +11,7 @@ from fastai.callback.all import *
 from .backbones import *
 from .data.core import *
 from .data.folder import *
+from .data.papers import *
 from .data.sets import *
 from .data.transforms import *
 from .encoders.acai import *
@@ -26,6 +27,7 @@ from .runs import *
 from .score.baselines import *
 from .score.evaluate import *
 from .show.plot import *
+from .tasks.attributes import *
 from .tasks.partition import *
 from .tasks.sample import *
 

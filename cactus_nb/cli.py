@@ -19,9 +19,9 @@ from .meta.learner import load_run, run_info
 from .runs import Run, is_run, keep_memory, read_json, write_json
 from .score.baselines import embedding_report, from_scratch, knn, nearest_prototype, untrained
 from .score.evaluate import evaluate_grid, result_row, result_table, write_result
-from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_splits, methods, partition_stage, preset, read_images, train_stage
+from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_splits, methods, partition_stage, preset, presets, read_images, train_stage
 from .tasks.partition import Partitions, label_partition
-from .tasks.sample import TaskSampler, hold_out
+from .tasks.sample import hold_out, label_sampler
 
 # %% ../nbs/60_cli.ipynb #c026
 def demo(
@@ -37,7 +37,7 @@ def demo(
     for c in (cfg, *([second] if second else [])): _check_tasks(c, train, valid, test, n_ways, n_test)
     run = Run(path, fit_to(cfg, train) | (dict(second=second) if second else {}), since=start)
     images, cfgs = train.unlabelled(), [run.config, *([run.config | second] if second else [])]
-    print(f"{cfg['data']}: {len(images):,} images without labels to learn from; {test.n_classes} new classes to be tested on.\nRun folder: {run.path}")
+    print(f"{cfg['data']}: {len(images):,} images without labels to learn from; {_new(train, test)} to be tested on.\nRun folder: {run.path}")
     print('\n1. Embedding')
     enc, z = embed_stage(run, images)
     print('\n2. Partitions')
@@ -50,6 +50,11 @@ def demo(
     with run.stage('score'): rows = _demo_rows(run, enc, cfgs, test, n_ways, n_test)
     figure = _save_figure(run, images, parts, z, load_run(path), test, rows)
     return _write(run.path, rows, 'cactus_demo', run.config['data'], 'test', run.seconds, run.config['seed']) | dict(figure=figure)
+
+# %% ../nbs/60_cli.ipynb #a5c85174
+def _new(train, test):
+    "What the test part has that is new: classes, or images of the same ones"
+    return f'{len(test):,} new images' if {*train.classes} & {*test.classes} else f'{test.n_classes} new classes'
 
 # %% ../nbs/60_cli.ipynb #c027
 def _folders(cfgs): return [('train', 'oracle'), *((c['method'], f"oracle-{c['method']}") for c in cfgs[1:])]
@@ -81,8 +86,8 @@ def _check_tasks(cfg, train, valid, scored, n_ways, n_test):
         raise ValueError(f"encoder={cfg['encoder']!r} is not known; choose one of {', '.join(encoders)}, or give your own array as --embedding.")
     fit_to(cfg, train)
     if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
-    if valid is not None: TaskSampler(label_partition(valid), cfg['n_way'], cfg['k_shot'], cfg['n_query'])
-    for w in n_ways if scored is not None else (): TaskSampler(label_partition(scored), w, 1, 5)
+    if valid is not None: label_sampler(valid, cfg['n_way'], cfg['k_shot'], cfg['n_query'])
+    for w in n_ways if scored is not None else (): label_sampler(scored, w, max(cfg.get('shots', [1])), 5)
     if 'inner_steps' in cfg and max(n_ways) > cfg['n_way']:
         raise ValueError(f"MAML trained on tasks of n_way={cfg['n_way']} has so many outputs, but is to be scored at n_way={max(n_ways)}. Raise n_way, or score at fewer.")
 
@@ -158,7 +163,7 @@ def _report(res, *paths):
 # %% ../nbs/60_cli.ipynb #c050
 @_command
 def cactus_demo(
-    data:str='glyphs',     # glyphs (drawn here, nothing to download) or omniglot
+    data:str='glyphs',     # glyphs (drawn here, nothing to download), omniglot, mnist or mini-imagenet
     method:str='protonets',# protonets, maml, or both
     out:str=None,          # Run folder; cactus_runs/demo-DATA, with -METHOD for another than protonets and -TRANSFORM for one, if not given
     seed:int=0,            # Seed of the split, the weights, the clusters and the tasks
@@ -172,11 +177,12 @@ def cactus_demo(
     "From unlabelled images to a few-shot accuracy with an interval and a picture"
     _one_of(method=(method, (*methods, 'both')))
     if data == 'folder' or Path(data).is_dir(): raise ValueError(f"--data {data}: the demo needs labels to show what they would have given. Train on a folder with cactus_train --data {data}.")
+    if data == 'celeba': raise ValueError("--data celeba: the demo's picture shows tasks of classes, and CelebA has attributes. Train with cactus_train --data celeba.")
     out = Path(out or '-'.join(['cactus_runs/demo', data, *([method] if method != 'protonets' else []), *([re.sub(r'\W+', '-', transform).strip('-')] if transform else [])]))
     cfgs = [preset(data, m, seed=seed, root=root, epochs=epochs, n_tasks=n_tasks, transform=transform) for m in (methods if method == 'both' else [method])]
     if fresh: _clear(out)
     if n_test is None: n_test = 1000 if method == 'protonets' else 300
-    res = demo(cfgs[0], out, n_test=n_test, second=cfgs[1] if method == 'both' else None)
+    res = demo(cfgs[0], out, cfgs[0].get('ways', (5, 20)), n_test, second=cfgs[1] if method == 'both' else None)
     _report(res, f"{out/'result.json'}", res['figure'])
 
 # %% ../nbs/60_cli.ipynb #c052
@@ -190,7 +196,7 @@ def _clear(path):
 # %% ../nbs/60_cli.ipynb #c055
 @_command
 def cactus_train(
-    data:str='glyphs',        # glyphs, omniglot, or the path of a folder of images
+    data:str='glyphs',        # glyphs, omniglot, mnist, mini-imagenet, celeba, or the path of a folder of images
     out:str=None,             # Run folder; cactus_runs/DATA-METHOD-seedSEED if not given
     method:str='protonets',   # protonets or maml; or oracle-protonets or oracle-maml, trained on true classes
     encoder:str='autoencoder',# autoencoder, acai, bigan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels)
@@ -253,11 +259,16 @@ def _settings(args):
     return preset(**place, **args)
 
 # %% ../nbs/60_cli.ipynb #53eef4ed
-def _ways(cfg, valid):
-    "The ways to score at: 5 and 20, where there are so many classes and outputs"
-    if valid is None: most = cfg['n_way']
-    else: most = min(valid.n_classes, cfg['n_way']) if 'inner_steps' in cfg else valid.n_classes
-    return [w for w in (5, 20) if w <= most] or [most]
+def _ways(cfg, scored):
+    "The ways to score at: those of the data set, or 5 and 20, where there are so many classes and outputs"
+    ways = cfg.get('ways', (5, 20))
+    if scored is not None and scored.y is None: return [*ways] # tasks of its own, not of classes
+    if scored is None: most = cfg['n_way']
+    else: most = min(scored.n_classes, cfg['n_way']) if 'inner_steps' in cfg else scored.n_classes
+    return [w for w in ways if w <= most] or [most]
+
+# %% ../nbs/60_cli.ipynb #bb8d8acd
+def _shots(cfg, scored): return cfg.get('shots', (1,)) if scored is not None else (1,)
 
 # %% ../nbs/60_cli.ipynb #954ec160
 def _train(cfg, out, n_test, start):
@@ -269,7 +280,7 @@ def _train(cfg, out, n_test, start):
     name, parts = _training_tasks(run, train)
     learn = train_stage(run, train if name == 'none' else train.unlabelled(), parts, shown)
     scored, what = (valid, 'valid') if valid is not None else (_pseudo_classes(run, train, parts), 'pseudo')
-    with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, 1, n_tasks=n_test, seed=seed)
+    with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, _shots(cfg, valid), n_tasks=n_test, seed=seed)
     rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **_how(run.path)) for r in grid.values()]
     _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed), f"cactus_eval --run {run.path} scores it on new classes")
 
@@ -277,13 +288,18 @@ def _train(cfg, out, n_test, start):
 def _training_tasks(run, train):
     "`(embedding, partitions)` that the run trains on"
     cfg = run.config
-    if cfg['method'].startswith('oracle'): return 'none', label_partition(train)
+    if cfg['method'].startswith('oracle'): return 'none', _true_tasks(cfg, train)
     if not cfg.get('partitions'):
         enc, z = embed_stage(run, train.unlabelled())
         return enc.name, partition_stage(run, z)
     parts = Partitions.load(cfg['partitions'])
     if parts.n_images != len(train): raise ValueError(f"{cfg['partitions']} holds partitions of {parts.n_images:,} images, and there are {len(train):,} to train on. Give the --data, --split and --seed that they were made for.")
     return parts.notes[0].get('embedding', 'own'), parts
+
+# %% ../nbs/60_cli.ipynb #62fa7609
+def _true_tasks(cfg, images):
+    "What an oracle trains on: the true classes, or tasks that the images have of their own"
+    return label_partition(images) if images.y is not None else label_sampler(images, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['seed'])
 
 # %% ../nbs/60_cli.ipynb #a63b6aaa
 def _pseudo_classes(run, images, parts):
@@ -295,7 +311,7 @@ def _pseudo_classes(run, images, parts):
 # %% ../nbs/60_cli.ipynb #b2cc3096
 @_command
 def cactus_embed(
-    data:str='glyphs',        # glyphs, omniglot, or the path of a folder of images
+    data:str='glyphs',        # glyphs, omniglot, mnist, mini-imagenet, celeba, or the path of a folder of images
     out:str=None,             # Run folder; cactus_runs/embed-DATA-ENCODER-seedSEED if not given
     encoder:str='autoencoder',# autoencoder, acai, bigan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels)
     encoder_epochs:int=None,  # autoencoder, acai, bigan, instance: passes over the images
@@ -330,8 +346,8 @@ def _report_test(run, enc, cfg, n_test, shape):
     import matplotlib
     from matplotlib import pyplot as plt
     test = load_splits(cfg)[2]
-    if test is None: raise ValueError(f"--report scores on test classes, and {cfg['data']} has no labels. Leave it out, or give --split.")
-    with run.stage('report'): report = embedding_report(enc.embed(test), test, enc.name, [w for w in (5, 20) if w <= test.n_classes], n_tasks=n_test, seed=cfg['seed'])
+    if test is None or test.y is None: raise ValueError(f"--report scores on test classes, and {cfg['data']} has none. Leave it out, or give --split.")
+    with run.stage('report'): report = embedding_report(enc.embed(test), test, enc.name, _ways(cfg, test), n_tasks=n_test, seed=cfg['seed'])
     backend = matplotlib.get_backend(); plt.switch_backend('agg')
     report.show()[0].figure.savefig(run/'report.png', dpi=100); plt.close('all'); plt.switch_backend(backend)
     about = dict(config=getattr(enc, 'config', {}), seconds=run.stages.get('embed'))
@@ -406,7 +422,7 @@ def _as_asked(run, info, n_way, test_steps, fresh_head):
     "`(learner, ways to score)`"
     maml, most = info['method'] == 'maml', info['n_way']
     if not maml and (test_steps is not None or fresh_head): raise ValueError(f"{run} is a run of {info['method']}, which has no inner steps and no head: leave --test_steps and --fresh_head out.")
-    n_ways = _numbers(n_way or ','.join(str(w) for w in (5, 20) if not maml or fresh_head or w <= most) or most, 'n_way')
+    n_ways = _numbers(n_way or ','.join(str(w) for w in presets.get(info.get('data'), {}).get('ways', (5, 20)) if not maml or fresh_head or w <= most) or most, 'n_way')
     return load_run(run, **{k: v for k,v in dict(test_steps=test_steps, head='fresh' if fresh_head else None).items() if v is not None}), n_ways
 
 # %% ../nbs/60_cli.ipynb #f5891ead

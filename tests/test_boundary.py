@@ -1,7 +1,7 @@
 """The boundary: what is refused, and with which words; what is taken, and what becomes of it. Every case is tried here.
 
 `nbs/explanations/refused.ipynb` shows these cases from `refused.json` beside it; `python tests/test_boundary.py --write` writes that file."""
-import contextlib, errno, functools, io, json, os, re, shutil, sys, tempfile, traceback, warnings, zipfile
+import contextlib, errno, functools, gzip, io, json, os, re, shutil, sys, tempfile, traceback, warnings, zipfile
 from collections import namedtuple
 from pathlib import Path
 from unittest import mock
@@ -13,7 +13,7 @@ from torch import nn
 import cactus_nb
 from cactus_nb import bench, cli
 from cactus_nb.all import (ACAI, Affine, Autoencoder, BiGAN, Callback, Encoder, ImageSet, InnerLoop, Learner, ModuleEncoder, OwnEmbedding, PCA, Partitions, ProtoNetCallback, ResumeCallback, Run, Whitened, as_transform,
-    check_embedding, classify, conv4, conv4_classifier, describe, embedding_report, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
+    AttributeSampler, AttributeSet, celeba, mini_imagenet, mnist, check_embedding, classify, conv4, conv4_classifier, describe, embedding_report, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
     label_partition, load_run, maml_learner, maml_logits, omniglot, proto_learner, prototypes, random_partitions, read_json, result_table, save_pretrained, save_run,
     save_tensors, task_dls, write_json)
 from cactus_nb.data import core, folder as folder_mod, sets
@@ -259,6 +259,57 @@ refuse('Data sets', 'a download that fails',          lambda tmp: sets.download_
 refuse('Data sets', 'a download that is another file', lambda tmp: sets.download_file(file(tmp).as_uri(), tmp/'a.zip', '0'*32, n_tries=1), ConnectionError)
 
 
+# Data sets of the paper
+
+CSVS = dict(train='train.csv', valid='val.csv', test='test.csv')
+def mini(tmp, **more):
+    "A folder as mini-ImageNet's, of one class with one image in each part; `more` rows for a part"
+    for k,csv in CSVS.items():
+        some(tmp, 1, 'images'); (tmp/'images'/'0.png').rename(tmp/'images'/f'{k}.png')
+        (tmp/csv).write_text('\n'.join(['filename,label', f'{k}.png,{k}_class', *more.get(k, [])]))
+    return tmp
+def faces(tmp, attributes=None, parts=None):
+    "A folder as CelebA's, of three images; other lines for the lists, where they are given"
+    some(tmp, 3, 'img_align_celeba')
+    rows = [f"{i}.png {' '.join(['1', '-1']*20)}" for i in range(3)]
+    (tmp/'list_attr_celeba.txt').write_text('\n'.join((attributes or (lambda o: o))(['3', ' '.join(f'A{i}' for i in range(40)), *rows])))
+    (tmp/'list_eval_partition.txt').write_text('\n'.join(parts or [f'{i}.png {i}' for i in range(3)]))
+    return tmp
+def digits(tmp, data):
+    for o in ('train-images-idx3', 'train-labels-idx1', 't10k-images-idx3', 't10k-labels-idx1'): file(tmp, data, f'{o}-ubyte.gz')
+    return tmp
+toy = AttributeSet(X, rng.random((120, 3)) < .5, ['round', 'red', 'large'])
+
+refuse('Data sets', 'MNIST: a file that is missing',            lambda tmp: mnist(tmp), FileNotFoundError)
+refuse('Data sets', 'MNIST: a file that was cut short',         lambda tmp: mnist(digits(tmp, gzip.compress(b'0'*999)[:-9])))
+refuse('Data sets', 'MNIST: a file of something else',          lambda tmp: mnist(digits(tmp, gzip.compress(b'0'*999))))
+refuse('Data sets', 'MNIST: a file with other images',          lambda tmp: mnist(digits(tmp, gzip.compress(b'\0\0\x08\x03' + b'\0\0\0\x02'*3 + b'0'*8))))
+refuse('Data sets', 'MNIST: more held out than there is',       lambda tmp: ImageSet(X, ids=[f"{'train' if i else 'test'}/{i}" for i in range(120)]).published_split(n_valid=200))
+refuse('Data sets', 'a published split, where there is none',   lambda tmp: images.published_split())
+refuse('Data sets', 'mini-ImageNet: a folder without it',       lambda tmp: mini_imagenet(tmp), FileNotFoundError)
+refuse('Data sets', 'mini-ImageNet: a csv that names a missing file', lambda tmp: mini_imagenet(mini(tmp, valid=['none.png,valid_class'])))
+refuse('Data sets', 'mini-ImageNet: a class in two parts',      lambda tmp: mini_imagenet(mini(tmp, test=['other.png,train_class'])))
+refuse('Data sets', 'mini-ImageNet: an image in two parts',     lambda tmp: mini_imagenet(mini(tmp, test=['train.png,test_class'])))
+refuse('Data sets', 'mini-ImageNet: a csv of something else',   lambda tmp: (mini(tmp), (tmp/'val.csv').write_text('a;b'), mini_imagenet(tmp)))
+refuse('Data sets', 'mini-ImageNet: a csv without a row',       lambda tmp: (mini(tmp), (tmp/'val.csv').write_text('filename,label'), mini_imagenet(tmp)))
+refuse('Data sets', 'mini-ImageNet: a zip that was cut short',  lambda tmp: mini_imagenet(file(mini(tmp), b'PK', 'images.zip').parent))
+refuse('Data sets', 'mini-ImageNet: a broken image',            lambda tmp: mini_imagenet(file(mini(tmp)/'images', b'x', 'train.png').parent.parent))
+refuse('Data sets', 'CelebA: a folder without it',              lambda tmp: celeba(tmp), FileNotFoundError)
+refuse('Data sets', 'CelebA: a list of attributes of another length', lambda tmp: celeba(faces(tmp, lambda o: o[:-1])))
+refuse('Data sets', 'CelebA: a list of other attributes',       lambda tmp: celeba(faces(tmp, lambda o: [o[0], 'Smiling', *o[2:]])))
+refuse('Data sets', 'CelebA: a value that is no sign',          lambda tmp: celeba(faces(tmp, lambda o: [*o[:-1], o[-1].replace('-1', '0')])))
+refuse('Data sets', 'CelebA: a list of parts that disagrees',   lambda tmp: celeba(faces(tmp, parts=['0.png 0', '1.png 1', '7.png 2'])))
+refuse('Data sets', 'CelebA: a part that there is not',         lambda tmp: celeba(faces(tmp, parts=['0.png 0', '1.png 1', '2.png 3'])))
+refuse('Data sets', 'CelebA: a part without images',            lambda tmp: celeba(faces(tmp, parts=['0.png 0', '1.png 1', '2.png 1'])))
+refuse('Data sets', 'CelebA: an image that is missing',         lambda tmp: (faces(tmp), (tmp/'img_align_celeba'/'1.png').unlink(), celeba(tmp)))
+refuse('Data sets', 'attributes of other images',               lambda tmp: AttributeSet(X, toy.attributes[:50], toy.names))
+refuse('Tasks', 'attributes: too few images on a side',         lambda tmp: AttributeSampler(toy, k_shot=40))
+refuse('Tasks', 'attributes: images without any',               lambda tmp: AttributeSampler(toy.unlabelled()))
+refuse('Tasks', 'attributes: more than two classes',            lambda tmp: score(images=toy, n_way=5))
+refuse('Tasks', 'a sampler of other tasks',                     lambda tmp: task_dls(toy, AttributeSampler(toy, 1, 2), valid=toy, n_way=2, n_query=3))
+refuse('Tasks', 'a sampler and nothing to validate on',         lambda tmp: task_dls(toy, AttributeSampler(toy, 1, 2), n_way=2, n_query=2))
+
+
 # Embeddings
 
 for given, a in {'NaN in two rows': np.where(np.arange(120)[:,None] % 60 == 7, np.nan, z), 'infinity': np.full((120, 2), np.inf), 'a collapsed embedding': np.ones((120, 3)), 'one number an image': z[:,0], 'one image': z[:1], 'text': [['a']]*120,
@@ -491,6 +542,8 @@ command('an unknown method', demo, '--method', 'reptile')
 command('a folder without labels', demo, '--data', lambda tmp: flat())
 command('one task', demo, '--n_test', 1, '--out', out)
 command('a folder of something else, --fresh', demo, '--fresh', '--out', lambda tmp: folder(tmp, config__json='{}'))
+command('counts of classes for MNIST', train, '--data', 'mnist', '--split', '5,3,2', '--out', out)
+command('CelebA in the demo', demo, '--data', 'celeba')
 command('another data set\'s folder', demo, '--data', 'omniglot', '--root', lambda tmp: tmp)
 
 for given, args in {'an unknown option': '--foo', 'text in place of a number': '--epochs many', 'no epochs': '--epochs 0', 'a rate of 0': '--lr 0', 'a rate that is no number': '--lr nan', 'a seed below 0': '--seed -1', 'a seed beyond 64 bits': f'--seed {2**70}',

@@ -17,8 +17,7 @@ from ..data.core import ImageSet, check_counts, check_images
 from ..encoders.core import Encoder
 from ..meta.learner import few_shot_callback
 from ..runs import environment, write_json
-from ..tasks.partition import label_partition
-from ..tasks.sample import TaskSampler, gather_task
+from ..tasks.sample import gather_task, label_sampler
 
 # %% ../../nbs/40_score.evaluate.ipynb #c007
 @dataclass(repr=False)
@@ -119,7 +118,7 @@ def evaluate(
 def _evaluate(method, images, x, n_way, k_shot, n_query, n_tasks, seed, budget=2**27):
     check_counts(n_tasks=n_tasks)
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks.")
-    sampler = TaskSampler(label_partition(check_images(images)), n_way, k_shot, n_query, seed)
+    sampler = label_sampler(images, n_way, k_shot, n_query, seed)
     x = method.features(images) if x is None else x
     acc = _score(method, x, sampler, n_tasks, budget)
     return FewShotResult(acc if acc.ndim == 1 else acc[-1], n_way, k_shot, n_query, seed, f'{images.name} {images.fingerprint}', *(() if acc.ndim == 1 else (acc, method.steps)))

@@ -9,8 +9,8 @@ __all__ = ['image_strip', 'show_rows', 'show_clusters', 'show_tasks', 'show_resu
 import numpy as np, torch
 from ..data.core import ImageSet
 from ..score.evaluate import _Method, row_name
-from ..tasks.partition import Partitions, label_partition
-from ..tasks.sample import TaskSampler, gather_task
+from ..tasks.partition import Partitions
+from ..tasks.sample import TaskSampler, gather_task, label_sampler
 
 # %% ../../nbs/50_show.plot.ipynb #c007
 def _axes(ax, width, height, **kwargs):
@@ -119,8 +119,8 @@ def show_tasks(
     axs=None,        # Where to draw, one for each task
 ): # The axes
     "Tasks as pictures: support, queries, and what the method took them for"
-    parts = partitions or label_partition(images)
-    tasks = TaskSampler(parts, n_way, k_shot, n_query, seed).sample(n_tasks)
+    sampler = TaskSampler(partitions, n_way, k_shot, n_query, seed) if partitions else label_sampler(images, n_way, k_shot, n_query, seed)
+    tasks = sampler.sample(n_tasks)
     if axs is None: axs = _axes(None, n_tasks*((k_shot+n_query)*0.5+1), n_way*0.55+0.5, ncols=n_tasks, squeeze=False)
     axs = np.ravel(axs)
     for t, (ax, rows) in enumerate(zip(axs, tasks)):
