@@ -186,7 +186,8 @@ def _restore_opt(opt, tensors, scalars):
     for key,v in (tensors | scalars).items():
         i,k = key.split('.', 1)
         p = opt.all_params()[int(i)][0]
-        getattr(opt, 'opt', opt).state[p][k] = v.to(p.device) if torch.is_tensor(v) else v
+        if torch.is_tensor(v): v = torch.empty_like(p, dtype=v.dtype).copy_(v) if v.shape == p.shape else v.to(p.device) # a fused optimiser takes for granted that it lies in memory as p does
+        getattr(opt, 'opt', opt).state[p][k] = v
 
 # %% ../nbs/05_runs.ipynb #c040
 class ResumeCallback(Callback):
