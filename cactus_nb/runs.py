@@ -120,7 +120,9 @@ class Run:
         config:dict,   # What was asked for, as `write_json` takes it
         device=None,   # Where the run computes; goes into `env.json`
         since:float|None=None, # `time.perf_counter()` when this sitting began; now if None
+        cbs=(),        # Further fastai callbacks for the trainings of the run
     ):
+        self.device, self.cbs = device, list(cbs)
         self.path, self.config, self.since, self.staged = Path(path), json.loads(json.dumps(config, default=_plain)), since or time.perf_counter(), 0
         self.stages = read_json(self.path/'stages.json') if (self.path/'stages.json').exists() else {}
         if self.path.is_dir() and any(self.path.iterdir()) and not is_run(self.path):
@@ -184,7 +186,8 @@ def _restore_opt(opt, tensors, scalars):
     for key,v in (tensors | scalars).items():
         i,k = key.split('.', 1)
         p = opt.all_params()[int(i)][0]
-        getattr(opt, 'opt', opt).state[p][k] = v.to(p.device) if torch.is_tensor(v) else v
+        if torch.is_tensor(v): v = torch.empty_like(p, dtype=v.dtype).copy_(v) if v.shape == p.shape else v.to(p.device) # a fused optimiser takes for granted that it lies in memory as p does
+        getattr(opt, 'opt', opt).state[p][k] = v
 
 # %% ../nbs/05_runs.ipynb #c040
 class ResumeCallback(Callback):

@@ -144,15 +144,15 @@ def fit_to(
 # %% ../nbs/52_stages.ipynb #524c1b79
 trained = dict(autoencoder=Autoencoder, acai=ACAI, bigan=BiGAN, instance=Instance)
 
-def _network(cfg, images):
+def _network(cfg, images, device=None):
     "The encoder that is a network, with the settings of a preset, if one was named, and the epochs, if they were"
     made = trained[cfg['encoder']]
     more = (made.presets[cfg['encoder_preset']] if cfg.get('encoder_preset') else {}) | (dict(n_epochs=cfg['encoder_epochs']) if cfg['encoder_epochs'] else {}) | ({} if cfg.get('acai_weight') is None else dict(weight=cfg['acai_weight']))
-    return made(**more, seed=cfg['seed'], quiet=not sys.stdout.isatty())
+    return made(**more, seed=cfg['seed'], device=device, quiet=not sys.stdout.isatty())
 
 encoders = dict({k: _network for k in trained},
-                pca=lambda cfg, images: PCA(min(128, len(images), int(np.prod(images.shape)))),
-                pixels=lambda cfg, images: Pixels(), zca=lambda cfg, images: Whitened(Pixels()))
+                pca=lambda cfg, images, device: PCA(min(128, len(images), int(np.prod(images.shape)))),
+                pixels=lambda *_: Pixels(), zca=lambda *_: Whitened(Pixels()))
 
 # %% ../nbs/52_stages.ipynb #4bd730d1
 def embed_stage(
@@ -163,8 +163,8 @@ def embed_stage(
     cfg, path = run.config, run/'encoder.safetensors'
     if not run.done('embed'):
         if cfg.get('embedding'): enc = OwnEmbedding(cfg['embedding'], read_images(cfg))
-        else: enc = encoders[cfg['encoder']](cfg, images)
-        if isinstance(enc, NetEncoder): enc.checkpoint = run/'encoder-checkpoint.safetensors'
+        else: enc = encoders[cfg['encoder']](cfg, images, run.device)
+        if isinstance(enc, NetEncoder): enc.checkpoint, enc.cbs = run/'encoder-checkpoint.safetensors', run.cbs
         with run.stage('embed'): enc.fit(images).save(path)
         (run/'encoder-checkpoint.safetensors').unlink(missing_ok=True)
     enc = Encoder.load(path)
@@ -221,9 +221,9 @@ def train_stage(
     path = run.path if name == 'train' else run/name
     if not run.done(name):
         path.mkdir(exist_ok=True)
-        dls = task_dls(images, partitions, valid, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['bs'], cfg['n_tasks'], cfg['n_valid'], seed=cfg['seed'], transform=_transforms(cfg))
+        dls = task_dls(images, partitions, valid, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['bs'], cfg['n_tasks'], cfg['n_valid'], seed=cfg['seed'], device=run.device, transform=_transforms(cfg))
         learn = _make_learner(cfg, dls, path)
-        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback()]
+        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *run.cbs]
         with run.stage(name), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
             (learn.fit if cfg.get('schedule') == 'constant' else learn.fit_one_cycle)(cfg['epochs'], cfg['lr'], cbs=cbs)
             about = {k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'fingerprint', 'bn')}
