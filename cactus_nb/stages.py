@@ -150,7 +150,7 @@ def _network(cfg, images):
     return made(**more, seed=cfg['seed'], quiet=not sys.stdout.isatty())
 
 encoders = dict({k: _network for k in trained},
-                pca=lambda cfg, images: PCA(min(128, len(images), int(np.prod(images.shape)))),
+                pca=lambda cfg, images: PCA(min(128, len(images), int(np.prod(images.shape))), max_gb=1),
                 pixels=lambda cfg, images: Pixels(), zca=lambda cfg, images: Whitened(Pixels()))
 
 # %% ../nbs/52_stages.ipynb #4bd730d1
