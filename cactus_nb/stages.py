@@ -151,7 +151,7 @@ def _network(cfg, images, device=None):
     return made(**more, seed=cfg['seed'], device=device, quiet=not sys.stdout.isatty())
 
 encoders = dict({k: _network for k in trained},
-                pca=lambda cfg, images, device: PCA(min(128, len(images), int(np.prod(images.shape)))),
+                pca=lambda cfg, images, device: PCA(min(128, len(images), int(np.prod(images.shape))), max_gb=1),
                 pixels=lambda *_: Pixels(), zca=lambda *_: Whitened(Pixels()))
 
 # %% ../nbs/52_stages.ipynb #4bd730d1

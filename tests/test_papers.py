@@ -298,6 +298,22 @@ def test_attribute_tasks_by_hand():
     for task in sampler.sample(50).tolist(): assert any({*task[0]} <= a and {*task[1]} <= b or {*task[0]} <= b and {*task[1]} <= a for a,b in pairs)
 
 
+@pytest.mark.parametrize('method', ['protonets', 'oracle-protonets'])
+def test_celeba_in_the_commands(tmp_path, monkeypatch, capsys, method):
+    "From a folder to an accuracy on tasks of other attributes, two classes at five shots."
+    from cactus_nb import cli, stages
+    from cactus_nb.runs import read_json
+    root,_ = draw_celeba(tmp_path/'celeba', n=120)
+    monkeypatch.setitem(stages.datasets, 'celeba', lambda root: celeba(root, size=16))
+    how = [] if method.startswith('oracle') else ['--encoder', 'pixels', '--n_clusters', '8', '--n_partitions', '2']
+    run = tmp_path/'run'
+    cli.cactus_train(['--data', 'celeba', '--root', str(root), '--method', method, '--epochs', '1', '--n_tasks', '4', '--n_test', '4', '--out', str(run), *how])
+    row, = read_json(run/'result.json')['rows']
+    assert (row['n_way'], row['k_shot'], row['state']) == (2, 5, 'done') and 0 <= row['mean'] <= 100
+    cli.cactus_eval(['--run', str(run), '--k_shot', '5', '--n_test', '4'])
+    assert all((o['n_way'], o['k_shot']) == (2, 5) for o in read_json(run/'result.json')['rows'])
+
+
 # The real ones
 
 def there(name): return pytest.mark.skipif(not DATA or not Path(DATA, name).is_dir(), reason=f'no {name} here')

@@ -109,13 +109,13 @@ def evaluate(
     n_query:int=5,   # Query images a class
     n_tasks:int=1000,# Tasks; the paper's number
     seed:int=0,      # Seed of the tasks; the same seed and images give every method the same tasks
-    budget:int=2**27,# Bytes of images or embeddings gathered at a time
+    budget:int=2**25,# Bytes of images or embeddings gathered at a time
 ) -> FewShotResult:
     "Few-shot accuracy over fixed tasks (paper, section 4; official: 1,000 tasks, 5 queries a class); raises `ValueError` for unlabelled images or too few classes"
     return _evaluate(_Method(method), images, None, n_way, k_shot, n_query, n_tasks, seed, budget)
 
 # %% ../../nbs/40_score.evaluate.ipynb #c022
-def _evaluate(method, images, x, n_way, k_shot, n_query, n_tasks, seed, budget=2**27):
+def _evaluate(method, images, x, n_way, k_shot, n_query, n_tasks, seed, budget=2**25):
     check_counts(n_tasks=n_tasks)
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks.")
     sampler = label_sampler(images, n_way, k_shot, n_query, seed)
