@@ -1,5 +1,5 @@
 "The paper's tables as rows: their data, their files, and the command that runs them, on rows of glyphs that take seconds."
-import json, os, subprocess, sys
+import json
 from dataclasses import replace
 import pytest
 from cactus_nb import stages
@@ -136,15 +136,32 @@ def test_why_not(monkeypatch):
     assert 'needs a GPU' in why_not(heavy) and why_not(heavy, 'quick') is None and why_not(heavy, device='cpu') is None
 
 
-def test_command(tmp_path):
+def test_command(tmp_path, monkeypatch, capsys):
     "The list shows every row without any data; wrong words are one line and a non-zero exit."
+    monkeypatch.delenv('CACTUS_DATA', raising=False); monkeypatch.setenv('FASTAI_HOME', str(tmp_path))
     def call(*args):
-        code = 'from cactus_nb.score.reproduce import cactus_reproduce; cactus_reproduce()'
-        p = subprocess.run([sys.executable, '-c', code, *args, '--out', str(tmp_path/'results'), '--work', str(tmp_path/'runs')], capture_output=True, text=True, env={k: v for k,v in os.environ.items() if k != 'CACTUS_DATA'} | dict(FASTAI_HOME=str(tmp_path)))
-        return p.returncode, p.stdout, p.stderr.strip()
+        try: rep.cactus_reproduce([*args, '--out', str(tmp_path/'results'), '--work', str(tmp_path/'runs')]); code = 0
+        except SystemExit as e: code = e.code
+        out, err = capsys.readouterr()
+        return code, out, err.strip()
     code, out, err = call('--list')
     assert code == 0 and all(n in out for n in rows) and f'{len(rows)} rows: {len(rows)} pending' in out, err
     code, out, err = call('--row', 'omniglot-acai-knn')
     assert code == 1 and 'CACTUS_DATA' in err and len(err.splitlines()) == 1 and not (tmp_path/'runs').exists()
     code, out, err = call('--row', 'nothing')
     assert code == 1 and '--list shows the rows' in err
+    code, out, err = call('--table', 'celeba') # all rows pending: said, and nothing failed
+    assert code == 0 and out.count('pending, ') == 15, err
+
+
+def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    "A row that fails is named at the end, and the others are run."
+    tried = []
+    def fake(row, **kwargs):
+        tried.append(row.name)
+        if len(tried) == 1: raise ValueError('the training diverged')
+        return dict(rows=[], state='partial', minutes=0., device='cpu')
+    monkeypatch.setattr(rep, 'run_row', fake); monkeypatch.setattr(rep, 'why_not', lambda *a: None)
+    with pytest.raises(SystemExit): rep.cactus_reproduce(['--table', 'omniglot', '--out', str(tmp_path)])
+    err = capsys.readouterr().err.strip().splitlines()
+    assert len(tried) == 15 and '1 of 15 rows failed: omniglot-from-scratch (the training diverged)' in err[-1]

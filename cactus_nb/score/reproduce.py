@@ -316,7 +316,7 @@ class _Bench:
         self.used.append(run)
         return run
 
-# %% ../../nbs/42_score.reproduce.ipynb #a65d158f
+# %% ../../nbs/42_score.reproduce.ipynb #9f2896b5
 def _card(cfg):
     "The name of the pretrained encoder for this data, split and seed, if there is one"
     same = lambda v: [int(o) for o in re.findall(r'\d+', str(v))]
@@ -332,7 +332,7 @@ def _embedding(b):
     enc, z = stages.embed_stage(b.run(f"embed-{b.cfg['encoder']}", ('encoder', 'encoder_epochs', 'encoder_preset')), images)
     return enc, z, dict(pretrained=None, config=enc.config)
 
-# %% ../../nbs/42_score.reproduce.ipynb #9800e7fd
+# %% ../../nbs/42_score.reproduce.ipynb #96422457
 _cut = 'partition n_partitions n_clusters margin n_way k_shot n_query'.split()
 
 def _partitions(b):
@@ -343,7 +343,7 @@ def _partitions(b):
     key = '-'.join(['parts', b.row.embedding, *(f'{b.cfg[k]:g}' if isinstance(b.cfg[k], float) else str(b.cfg[k]) for k in _cut)])
     return stages.partition_stage(b.run(key, _cut, made_from=about), z), about
 
-# %% ../../nbs/42_score.reproduce.ipynb #0ee3b30b
+# %% ../../nbs/42_score.reproduce.ipynb #5ddea468
 def _method(b):
     "`(method for evaluate, what a row of the result says about it)`"
     if _trained(b.row):
@@ -360,7 +360,7 @@ def _method(b):
     if b.row.method == 'cluster-matching': return cluster_matching(own, z, b.cfg['n_clusters'], b.size['n_init'], b.cfg['seed']), {}, about
     return dict(knn=knn, linear=linear, mlp=partial(mlp, n_epochs=b.size['mlp_epochs']))[b.row.method](own), {}, about
 
-# %% ../../nbs/42_score.reproduce.ipynb #8a651425
+# %% ../../nbs/42_score.reproduce.ipynb #8367b845
 def _scores(b, method):
     "`{way-shot: row of a result}`; each is written when it is there"
     run, n_tasks = b.used[-1] if _trained(b.row) or b.row.method == 'from-scratch' else b.run(b.row.name, ()), b.size['n_scratch' if b.row.method == 'from-scratch' else 'n_test']
@@ -374,7 +374,7 @@ def _scores(b, method):
         write_json(file, kept)
     return kept
 
-# %% ../../nbs/42_score.reproduce.ipynb #5f9ba13f
+# %% ../../nbs/42_score.reproduce.ipynb #628a6f87
 def run_row(
     row:Row,           # A row of the tables, or one of your own
     preset:str='full', # `full` or `quick`
@@ -395,7 +395,7 @@ def run_row(
     scores = _scores(b, method)
     return _write_row(b, path, preset, share, how, about, [*scores.values()])
 
-# %% ../../nbs/42_score.reproduce.ipynb #97b6817f
+# %% ../../nbs/42_score.reproduce.ipynb #a95d01d9
 def _check(row, preset, share, device):
     if preset not in presets: raise ValueError(f"preset={preset!r} is not known; choose one of {', '.join(presets)}.")
     if share is not None: steps_of(replace(row, method='oracle-maml', protocol=dict(steps=1)), preset, share) # a wrong share is an error of every row
@@ -415,7 +415,7 @@ def _write_row(b, path, preset, share, how, about, scores):
     return write_result(path, lines, 'cactus_reproduce', b.row.data, 'test', seconds, b.cfg['seed'], b.device, row=b.row.name, protocol=protocol_version, **more, minutes=round(seconds/60, 1),
                         encoder=about, images=scores[0]['images'], commits=[*dict.fromkeys(commits)], **costs)
 
-# %% ../../nbs/42_score.reproduce.ipynb #f42911a5
+# %% ../../nbs/42_score.reproduce.ipynb #e06e4900
 def _beside(ours, paper):
     "Difference in points, and whether the intervals overlap; None where nothing is to be said"
     if ours is None or paper is None: return None, None
@@ -434,7 +434,7 @@ def _lines(row, res, state, why):
                    seed=res and res['seed'], minutes=res and res['minutes'], device=res and res['device'], commit=res and res['commit'], pretrained=res and (res['encoder'] or {}).get('pretrained'),
                    command=res['line'] if res else f'cactus_reproduce --row {row.name}')
 
-# %% ../../nbs/42_score.reproduce.ipynb #1a123783
+# %% ../../nbs/42_score.reproduce.ipynb #fb6fb532
 def comparison(
     table:str|None=None, # `omniglot`, `mini-imagenet`, `celeba`, `mnist` or `ablations`; all rows if None
     folder:str|Path|None=None, # With result files; `results_folder()` if None
@@ -452,7 +452,7 @@ def comparison(
     df = pd.DataFrame(lines)
     return df.astype({k: float for k in ('ours', 'ci95', 'paper', 'paper_ci95', 'difference', 'share', 'minutes')} | dict(overlap=object))
 
-# %% ../../nbs/42_score.reproduce.ipynb #87691322
+# %% ../../nbs/42_score.reproduce.ipynb #642cf798
 def _cell(o):
     "`ours ± ci (paper) difference`"
     paper = '' if pd.isna(o.paper) else f"({o.paper:.2f}{'ᴿ' if o['mark'] == 'R' else ''})"
@@ -470,7 +470,7 @@ def comparison_table(
     wide = df.pivot_table(index=['row', 'seed', 'state'], columns='task', values='score', aggfunc='first', sort=False).reindex(columns=order).fillna('')
     return wide.reset_index(['seed', 'state'])[[*order, 'seed', 'state']].rename_axis(index=None, columns=None)
 
-# %% ../../nbs/42_score.reproduce.ipynb #b633b3ca
+# %% ../../nbs/42_score.reproduce.ipynb #1b7dd547
 def provenance(
     df:pd.DataFrame, # From `comparison`
 ) -> pd.DataFrame:
@@ -483,7 +483,7 @@ def provenance(
     res['command'] = [o.command if o.state != 'pending' or o.why == 'not run' else f'pending: {o.why}' for _,o in one.iterrows()]
     return res
 
-# %% ../../nbs/42_score.reproduce.ipynb #223b764e
+# %% ../../nbs/42_score.reproduce.ipynb #952bfe13
 def gains(
     df:pd.DataFrame, # From `comparison`
     base:str='knn',  # The method to measure against, on the same embedding
@@ -500,7 +500,7 @@ def gains(
             if points: lines.append(dict(row=name, over=other, preset=key[1], seed=key[0]) | points)
     return pd.DataFrame(lines).set_index('row').rename_axis(None).fillna('') if lines else pd.DataFrame()
 
-# %% ../../nbs/42_score.reproduce.ipynb #53b7768f
+# %% ../../nbs/42_score.reproduce.ipynb #6aa8dd01
 def show_comparison(
     df:pd.DataFrame, # From `comparison`
     axs=None,        # An axis for each way and shot; a new figure if None
@@ -519,7 +519,7 @@ def show_comparison(
     axs[len(axs)//2].set_xlabel('accuracy, %: ◇ paper, ● ours done, ○ ours partial')
     return axs
 
-# %% ../../nbs/42_score.reproduce.ipynb #d8e5b7ad
+# %% ../../nbs/42_score.reproduce.ipynb #0cf03075
 def _chosen(row, table, all):
     "Names of the rows that were asked for"
     if sum([row is not None, table is not None, bool(all)]) != 1: raise ValueError("Say which rows: one of --row NAME, --table NAME and --all; --list shows them.")
@@ -529,7 +529,7 @@ def _chosen(row, table, all):
     if table is not None and table not in tables: raise ValueError(f"--table {table} is not known; choose one of {', '.join(tables)}.")
     return [row] if row is not None else [k for k,r in rows.items() if all or table in r.tables]
 
-# %% ../../nbs/42_score.reproduce.ipynb #f283621b
+# %% ../../nbs/42_score.reproduce.ipynb #5481ab86
 def _state_line(name, res, refused, preset, device):
     "What `--list` says about a row"
     row = rows[name]
@@ -545,7 +545,7 @@ def _list(folder, preset, device):
     with pd.option_context('display.max_colwidth', None, 'display.width', None, 'display.max_rows', None): print(lines[['state', 'ours', 'paper', 'why', 'tables']].to_string())
     print(f"\n{len(lines)} rows: {', '.join(f'{n} {s}' for s,n in lines.state.value_counts().items())}. Accuracy in percent at {'; '.join(f'{d}: ' + ', '.join(f'{w}w{k}s' for w,k in t) for d,t in tasks.items())}. R: from memory.")
 
-# %% ../../nbs/42_score.reproduce.ipynb #a12ba835
+# %% ../../nbs/42_score.reproduce.ipynb #17ecd820
 @_command
 def cactus_reproduce(
     list:store_true=False, # Show every row of the paper's tables with its state, and why it was not run
@@ -572,7 +572,7 @@ def cactus_reproduce(
     print(f"\nResults: {folder}. cactus_reproduce --list shows all rows.")
     if failed: raise ValueError(f"{len(failed)} of {len(names)} rows failed: {'; '.join(failed)}")
 
-# %% ../../nbs/42_score.reproduce.ipynb #6cbacb2b
+# %% ../../nbs/42_score.reproduce.ipynb #648ca14e
 def _check_device(device):
     if device is None: return
     try: torch.zeros(1, device=device)
