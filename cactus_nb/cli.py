@@ -7,6 +7,7 @@ __all__ = ['demo', 'cactus_demo', 'cactus_train', 'cactus_embed', 'cactus_partit
 
 # %% ../nbs/60_cli.ipynb #c002
 import re, sys, time, warnings
+from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
 import numpy as np
@@ -119,13 +120,20 @@ def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
             for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n, seed=run.config['seed']).values()]
 
 # %% ../nbs/60_cli.ipynb #c037
-def _save_figure(run, images, parts, z, learn, test, rows):
+@contextmanager
+def _drawn(path):
+    "Draw without a screen: yields pyplot; what is drawn last is saved to `path`"
     import matplotlib
     from matplotlib import pyplot as plt
-    from cactus_nb.show.plot import run_figure
     backend = matplotlib.get_backend(); plt.switch_backend('agg')
-    fig = run_figure(images, parts, z, learn, test, rows)
-    fig.savefig(run/'demo.png', dpi=100); plt.close(fig); plt.switch_backend(backend)
+    try:
+        yield plt
+        plt.gcf().savefig(path, dpi=100)
+    finally: plt.close('all'); plt.switch_backend(backend)
+
+def _save_figure(run, images, parts, z, learn, test, rows):
+    from cactus_nb.show.plot import run_figure
+    with _drawn(run/'demo.png'): run_figure(images, parts, z, learn, test, rows)
     return str(run/'demo.png')
 
 # %% ../nbs/60_cli.ipynb #c047
@@ -315,7 +323,7 @@ def cactus_embed(
     out:str=None,             # Run folder; cactus_runs/embed-DATA-ENCODER-seedSEED if not given
     encoder:str='autoencoder',# autoencoder, acai, bigan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels)
     encoder_epochs:int=None,  # autoencoder, acai, bigan, instance: passes over the images
-    encoder_preset:str=None,  # acai, bigan, instance: quick (to try it) or full (for a GPU); neither is an hour of two cores if not given
+    encoder_preset:str=None,  # acai, bigan, instance: quick (to try it) or full (for a GPU); an own length between them if not given
     acai_weight:float=None,   # acai: weight of fooling the critic; 0 leaves an autoencoder of the same networks
     split:str=None,           # Classes to train on, to validate on and to test on, with commas between; a folder has none and needs no label
     size:int=None,            # Folder: height and width of an image in pixels
@@ -342,14 +350,11 @@ def cactus_embed(
 
 # %% ../nbs/60_cli.ipynb #d90a2d8f
 def _report_test(run, enc, cfg, n_test, shape):
-    "`embedding_report` on the test classes, its picture, and what the encoder shows of itself"
-    import matplotlib
-    from matplotlib import pyplot as plt
+    "`embedding_report` on the test classes, and its picture"
     test = load_splits(cfg)[2]
     if test is None or test.y is None: raise ValueError(f"--report scores on test classes, and {cfg['data']} has none. Leave it out, or give --split.")
     with run.stage('report'): report = embedding_report(enc.embed(test), test, enc.name, _ways(cfg, test), n_tasks=n_test, seed=cfg['seed'])
-    backend = matplotlib.get_backend(); plt.switch_backend('agg')
-    report.show()[0].figure.savefig(run/'report.png', dpi=100); plt.close('all'); plt.switch_backend(backend)
+    with _drawn(run/'report.png'): report.show()
     about = dict(config=getattr(enc, 'config', {}), seconds=run.stages.get('embed'))
     res = _write(run.path, report.rows, 'cactus_embed', cfg['data'], 'test', run.seconds, cfg['seed'], embedding=shape, facts=report.facts, trained=about)
     _report(res, ', '.join(f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v:,}' for k,v in report.facts.items()), f"{run/'report.png'}")

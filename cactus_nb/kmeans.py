@@ -30,10 +30,11 @@ class Points:
     ):
         if x.ndim != 2 or not x.size or x.dtype.kind not in 'fiub': raise ValueError(f"Points are [n, d] numbers, at least one row; given {list(x.shape)} {x.dtype}. Reshape or convert them.")
         self.x, self.kept = x, None
-        largest = np.max([[o.max(), -np.float64(o.min())] for o in self._parts()])
+        seen = [(max(np.float64(o.max()), -np.float64(o.min())), o.sum(0, dtype=np.float64)) for o in self._parts()] # the file is read once
+        largest = np.max([o for o,_ in seen])
         if not largest < 1e15: # its square must fit into float32
             raise ValueError(f"Points are [n, d], finite and of less than 1e15; given {list(x.shape)}, the largest {largest:g}. Reshape or scale them.")
-        self.mean = np.float32(sum(o.sum(0, dtype=np.float64) for o in self._parts())/len(x))
+        self.mean = np.float32(sum(o for _,o in seen)/len(x))
         if len(x) <= keep: self.kept = _with_one(x, self.mean)
         self.squares = sum(o[:,:-1].square().sum(0, dtype=torch.float64) for o in self.chunks()) # `[d]`, about the mean
 

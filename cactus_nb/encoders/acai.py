@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.func import functional_call
 from ..data.core import ImageSet, check_counts
-from .core import NetEncoder
+from .core import NetEncoder, batch_rng
 
 # %% ../../nbs/11_encoders.acai.ipynb #bf86fd84
 def _conv(c_in, c_out, k=3):
@@ -73,7 +73,7 @@ class ACAINet(nn.Module):
 # %% ../../nbs/11_encoders.acai.ipynb #d73b8154
 def acai_loss(
     pred:tuple, # What `ACAINet` gives
-    targ,       # Not used: the network gives the images as it sees them
+    targ,       # Not used `[n, c, h, w]`: the network gives the images as it sees them
     weight:float=0.5, # λ, of fooling the critic
 ):
     "Reconstruction, fooling the critic, and the critic's own loss; of the reconstruction alone in evaluation mode"
@@ -92,14 +92,12 @@ class MixCallback(Callback):
     ): self.seed = seed
 
     def before_batch(self):
-        rng = np.random.default_rng([self.seed, self.dls.train.dataset.passes, self.iter])
-        self.model.alpha = torch.from_numpy(rng.random(len(self.x), np.float32)/2).to(self.x.device)
+        self.model.alpha = torch.from_numpy(batch_rng(self, self.seed).random(len(self.x), np.float32)/2).to(self.x.device)
 
 # %% ../../nbs/11_encoders.acai.ipynb #fecc6458
 class ACAI(NetEncoder):
     "Adversarially constrained autoencoder interpolation (Berthelot et al. 2018, arXiv 1807.07543)"
     name, judges, opt_func = 'acai', 'critic.', partial(Adam, sqr_mom=0.999, eps=1e-8, wd=0.)
-    loss_func = staticmethod(acai_loss)
     presets = dict(quick=dict(depth=4, n_epochs=2), full=dict(depth=16, n_epochs=200))
     def __init__(self,
         depth:int=16,      # Filters of the first block; doubled in each further one
@@ -122,14 +120,8 @@ class ACAI(NetEncoder):
         if min(c['shape'][1:]) < 2**c['scales']: raise ValueError(f"ACAI halves images scales={c['scales']} times, so they need at least {2**c['scales']} pixels a side; these are {c['shape'][1]} × {c['shape'][2]}. Lower scales, or enlarge them.")
         return ACAINet(c['shape'], c['depth'], c['n_latent'], c['scales'])
 
+    def loss(self): return partial(acai_loss, weight=self.config['weight'])
     def callbacks(self): return [MixCallback(self.config['seed'])]
-
-# %% ../../nbs/11_encoders.acai.ipynb #7c249775
-@patch
-def learner(self:ACAI, images):
-    learn = NetEncoder.learner(self, images)
-    learn.loss_func = partial(acai_loss, weight=self.config['weight'])
-    return learn
 
 # %% ../../nbs/11_encoders.acai.ipynb #9c09cca4
 @patch
@@ -143,15 +135,6 @@ def interpolate(self:ACAI,
     z = self.net.enc(torch.from_numpy(images.x).to(self.device).float()/255)
     ways = torch.stack([torch.lerp(z[:-1], z[1:], t) for t in torch.linspace(0, 1, n_steps)], 1)
     return self.net.draw(ways.flatten(0, 1)).unflatten(0, ways.shape[:2]).cpu()
-
-@patch
-@torch.no_grad()
-def reconstruct(self:ACAI,
-    images:ImageSet, # Images of the shape that it learnt from
-) -> ImageSet: # As many images
-    "What the decoder draws from the embedding of each image"
-    x = self._embed(images, enc=lambda x: self.net.draw(self.net.enc(x))).reshape(images.x.shape)
-    return ImageSet((x*255).round().astype(np.uint8), ids=images.ids)
 
 # %% ../../nbs/11_encoders.acai.ipynb #d5b86ed0
 @patch

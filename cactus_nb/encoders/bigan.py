@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.func import functional_call
 from ..data.core import ImageSet, check_counts
-from .core import NetEncoder
+from .core import NetEncoder, batch_rng
 
 # %% ../../nbs/12_encoders.bigan.ipynb #62b541c5
 def _mlp(n_in, width, n_out, act): # `[n, n_in]` to `[n, n_out]`
@@ -39,6 +39,8 @@ class BiGANNet(nn.Module):
         self.g = nn.Sequential(_mlp(n_latent, width, n, nn.ReLU()), nn.Sigmoid())
         self.d = _mlp(n + n_latent, width, 1, nn.LeakyReLU(0.2))
 
+    def random(self, rng, n): # latents `[n, n_latent]`, uniform in -1..1, by a NumPy generator
+        return torch.from_numpy(2*rng.random((n, self.g[0][0].in_features), np.float32) - 1).to(self.d[0].weight.device)
     def enc(self, x): return self.e(x)
     def draw(self, z): return self.g(z).view(-1, *self.shape)
     def pairs(self, x, z): # real ones first, `[2n, n_pixels + n_latent]`
@@ -74,10 +76,10 @@ class LatentCallback(Callback):
     ): self.seed, self.alternate = seed, alternate
 
     def before_batch(self):
-        net, n_latent = self.model, self.model.g[0][0].in_features
-        rng = np.random.default_rng([self.seed, self.dls.train.dataset.passes, self.iter])
-        net.grain = torch.randn(2*len(self.x), net.d[0].in_features - n_latent, generator=torch.Generator(self.x.device).manual_seed(int(rng.integers(2**62))), device=self.x.device)
-        net.latents = torch.from_numpy(2*rng.random((len(self.x), n_latent), np.float32) - 1).to(self.x.device)
+        net = self.model
+        rng = batch_rng(self, self.seed)
+        net.grain = torch.randn(2*len(self.x), self.x[0].numel(), generator=torch.Generator(self.x.device).manual_seed(int(rng.integers(2**62))), device=self.x.device)
+        net.latents = net.random(rng, len(self.x))
         self.turn = ('critic', 'others')[self.iter % 2] if self.alternate else 'both'
         self.learn.loss_func = partial(bigan_loss, turn=self.turn)
 
@@ -92,7 +94,6 @@ class LatentCallback(Callback):
 class BiGAN(NetEncoder):
     "Bidirectional generative adversarial network (Donahue et al. 2017, arXiv 1605.09782)"
     name, judges, opt_func = 'bigan', 'd.', partial(Adam, mom=0.5, sqr_mom=0.999, eps=1e-8, wd=2.5e-5, decouple_wd=False)
-    loss_func = staticmethod(bigan_loss)
     presets = dict(quick=dict(width=128, n_epochs=3), full=dict(width=1024, n_epochs=400))
     def __init__(self,
         n_latent:int=200,  # Latents: the width of the embedding
@@ -111,6 +112,7 @@ class BiGAN(NetEncoder):
         super().__init__(**kwargs, n_latent=n_latent, width=width, noise=noise, alternate=alternate, n_epochs=n_epochs, bs=bs, lr=lr, seed=seed, shape=shape)
 
     def network(self): return BiGANNet(self.config['shape'], *(self.config[k] for k in ('n_latent', 'width', 'noise')))
+    def loss(self): return bigan_loss
     def callbacks(self): return [LatentCallback(self.config['seed'], self.config['alternate'])]
 
 @patch
@@ -128,8 +130,7 @@ def judge(self:BiGAN,
     "What the discriminator says: over zero for real, under for drawn"
     if not getattr(self, 'whole', True): raise ValueError('This BiGAN was shipped without its discriminator. Train one, or load the file of a training.')
     self.net.eval()
-    rng = np.random.default_rng(seed)
-    z = torch.from_numpy(2*rng.random((len(images), self.config['n_latent']), np.float32) - 1).to(self.device)
+    z = self.net.random(np.random.default_rng(seed), len(images))
     x = torch.from_numpy(np.ascontiguousarray(images.x)).to(self.device).float()/255
     return tuple(self.net.d(self.net.pairs(x, z))[:,0].cpu().view(2, -1))
 
@@ -148,16 +149,7 @@ def samples(self:BiGAN,
 ) -> torch.Tensor: # `[n, c, h, w]` in 0..1
     "Images drawn from random latents"
     self.net.eval()
-    return self.net.draw(torch.from_numpy(2*np.random.default_rng(seed).random((n, self.config['n_latent']), np.float32) - 1).to(self.device)).cpu()
-
-@patch
-@torch.no_grad()
-def reconstruct(self:BiGAN,
-    images:ImageSet, # Images of the shape that it learnt from
-) -> ImageSet: # As many images
-    "What the generator draws from the embedding of each image"
-    x = self._embed(images, enc=lambda x: self.net.draw(self.net.enc(x))).reshape(images.x.shape)
-    return ImageSet((x*255).round().astype(np.uint8), ids=images.ids)
+    return self.net.draw(self.net.random(np.random.default_rng(seed), n)).cpu()
 
 @patch
 def show(self:BiGAN,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_embedding', 'Encoder', 'PCA', 'ImageDataset', 'ImageLoader', 'image_dls', 'NetEncoder', 'StopIfDiverged',
-           'effective_dimension', 'check_collapse', 'Autoencoder', 'pixel_cross_entropy', 'ModuleEncoder',
+           'effective_dimension', 'check_collapse', 'batch_rng', 'Autoencoder', 'pixel_cross_entropy', 'ModuleEncoder',
            'OwnEmbedding', 'save_pretrained', 'pretrained_cards']
 
 # %% ../../nbs/10_encoders.core.ipynb #c002
@@ -212,8 +212,8 @@ def image_dls(
 
 # %% ../../nbs/10_encoders.core.ipynb #db43cfd1
 class NetEncoder(Encoder):
-    "An encoder whose network is trained by a stock `Learner`; a subclass gives `network`, `loss_func` and perhaps `callbacks`"
-    presets, opt_func, loss_func = {}, Adam, None # settings by name; what the learner takes
+    "An encoder whose network is trained by a stock `Learner`; a subclass gives `network`, `loss` and perhaps `callbacks`"
+    presets, opt_func = {}, Adam # settings by name; what the learner takes
     judges = '-' # what the names of weights begin with that embed and draw nothing; not shipped
     def __init__(self,
         device=None,      # Where to train and embed; `cpu` if None
@@ -227,6 +227,7 @@ class NetEncoder(Encoder):
         if config['shape']: self._build()
 
     def network(self): raise NotImplementedError("A NetEncoder gives network: an nn.Module with a part `enc`, for images of self.config['shape'].")
+    def loss(self): raise NotImplementedError('A NetEncoder gives loss: a function of what the network gives and of the images.')
     def callbacks(self): return []
     def _build(self):
         with seeded(self.config['seed']): self.net = self.network().to(self.device, memory_format=torch.channels_last)
@@ -275,6 +276,14 @@ def check_collapse(
     if spread <= 1e-5*max(1e-12, float(np.abs(z).max())): raise ValueError(f"{name} has collapsed: it gives {len(z):,} images one and the same embedding. {again}")
     if z.shape[1] > 1 and (d := effective_dimension(z)) < least: raise ValueError(f"{name} has collapsed: its embeddings of {len(z):,} images lie on a line, {d:.2f} effective dimensions of {z.shape[1]}. {again}")
 
+# %% ../../nbs/10_encoders.core.ipynb #0a6bf1ab
+def batch_rng(
+    cb:Callback,  # Of a learner whose loaders are `image_dls`'s, inside a batch
+    seed:int,     # Seed of the training
+) -> np.random.Generator:
+    "A generator of its own for each batch, so that a resumed training draws what an unbroken one would; in validation the same every time"
+    return np.random.default_rng([seed, cb.dls.train.dataset.passes if cb.training else 2**32 - 1, cb.iter])
+
 # %% ../../nbs/10_encoders.core.ipynb #00431479
 @patch
 def learner(self:NetEncoder,
@@ -284,7 +293,7 @@ def learner(self:NetEncoder,
     self.config['shape'] = list(images.shape); self._build()
     dls = image_dls(images, bs=self.config['bs'], seed=self.config['seed'], device=self.device)
     cbs = [StopIfDiverged(), TrimCallback(), *self.callbacks(), *L(self.cbs), *([ResumeCallback(self.checkpoint)] if self.checkpoint else [])]
-    return Learner(dls, self.net, loss_func=type(self).loss_func, opt_func=type(self).opt_func, cbs=cbs)
+    return Learner(dls, self.net, loss_func=self.loss(), opt_func=type(self).opt_func, cbs=cbs)
 
 @patch
 def _fit(self:NetEncoder, images):
@@ -322,6 +331,7 @@ class _ConvAE(nn.Module):
         self.enc = nn.Sequential(*down, nn.Flatten(), nn.Linear(int(np.prod(flat)), n_latent))
         self.dec = nn.Sequential(nn.Linear(n_latent, int(np.prod(flat))), nn.Unflatten(1, flat), *norm(flat[0]), *up(2), *up(1), *up(0))
     def forward(self, x): return self.dec(self.enc(x))
+    def draw(self, z): return self.dec(z).sigmoid() # pixels in 0..1
 
 # %% ../../nbs/10_encoders.core.ipynb #c040
 class Autoencoder(NetEncoder):
@@ -344,6 +354,7 @@ class Autoencoder(NetEncoder):
         super().__init__(device, checkpoint, cbs, quiet, n_latent=n_latent, n_filters=n_filters, n_epochs=n_epochs, bs=bs, lr=lr, seed=seed, shape=shape)
 
     def network(self): return _ConvAE(self.config['shape'], self.config['n_latent'], self.config['n_filters'])
+    def loss(self): return pixel_cross_entropy
 
 # %% ../../nbs/10_encoders.core.ipynb #c044
 def pixel_cross_entropy(
@@ -353,16 +364,14 @@ def pixel_cross_entropy(
     "Binary cross-entropy of pixels"
     return F.binary_cross_entropy_with_logits(pred, targ)
 
-Autoencoder.loss_func = staticmethod(pixel_cross_entropy)
-
 # %% ../../nbs/10_encoders.core.ipynb #c052
 @patch
 @torch.no_grad()
-def reconstruct(self:Autoencoder,
+def reconstruct(self:NetEncoder,
     images:ImageSet, # Images of the shape that it learnt from
 ) -> ImageSet: # As many images
-    "What the autoencoder draws from the embedding of each image"
-    x = self._embed(images, enc=lambda x: self.net(x).sigmoid()).reshape(images.x.shape)
+    "What the network draws from the embedding of each image; for encoders that can draw"
+    x = self._embed(images, enc=lambda x: self.net.draw(self.net.enc(x))).reshape(images.x.shape)
     return ImageSet((x*255).round().astype(np.uint8), ids=images.ids)
 
 # %% ../../nbs/10_encoders.core.ipynb #8d2a836c
