@@ -25,6 +25,7 @@ from .encoders.core import PCA, Autoencoder, Encoder, NetEncoder, OwnEmbedding
 from .encoders.instance import Instance
 from .encoders.whiten import Pixels, Whitened
 from .meta.learner import load_run, maml_learner, proto_learner, save_run
+from .meta.maml import ClipGradValue
 from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback
 from .tasks import attributes # so that CelebA has its tasks
 from .tasks.partition import Partitions, hyperplane_partitions, kmeans_partitions, random_partitions
@@ -171,7 +172,9 @@ def embed_stage(
     return enc, enc.embed(images)
 
 # %% ../nbs/52_stages.ipynb #cddc1da1
-def _kmeans(cfg, z, **kwargs): return kmeans_partitions(z, cfg['n_clusters'], cfg['n_partitions'], cfg['seed'], n_way=cfg['n_way'], **kwargs)
+def _kmeans(cfg, z, **kwargs):
+    more = {k: cfg[k] for k in ('n_init', 'accept') if cfg.get(k) is not None}
+    return kmeans_partitions(z, cfg['n_clusters'], cfg['n_partitions'], cfg['seed'], n_way=cfg['n_way'], **kwargs | more)
 def _planes(cfg, z, **kwargs): return hyperplane_partitions(z, cfg['n_way'], cfg['n_partitions'], cfg['seed'], cfg['margin'], spread=None, **kwargs)
 def _random(cfg, z, min_size, progress): return random_partitions(len(z), cfg['n_clusters'], cfg['n_partitions'], cfg['seed'], min_size, cfg['n_way'])
 
@@ -223,7 +226,7 @@ def train_stage(
         path.mkdir(exist_ok=True)
         dls = task_dls(images, partitions, valid, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['bs'], cfg['n_tasks'], cfg['n_valid'], seed=cfg['seed'], device=run.device, transform=_transforms(cfg))
         learn = _make_learner(cfg, dls, path)
-        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *run.cbs]
+        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *run.cbs]
         with run.stage(name), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
             (learn.fit if cfg.get('schedule') == 'constant' else learn.fit_one_cycle)(cfg['epochs'], cfg['lr'], cbs=cbs)
             about = {k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'fingerprint', 'bn')}

@@ -207,6 +207,43 @@ def test_download_fails(server, tmp_path, name, words):
     assert asked == ['/'+name]*3
 
 
+class Breaks(http.server.SimpleHTTPRequestHandler):
+    "A server whose first answer breaks off in the middle, and that gives the rest of a file where it is asked for it"
+    asked, ranges, body = [], True, bytes(range(256))*4000
+    def log_message(self, *args): pass
+    def do_GET(self):
+        self.asked.append(self.headers.get('Range'))
+        start = int(self.headers['Range'][6:-1]) if self.ranges and self.headers.get('Range') else 0
+        if start >= len(self.body): return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header('Content-Length', len(self.body) - start); self.end_headers()
+        self.wfile.write(self.body[start:300_000 if len(self.asked) == 1 else None])
+
+
+@pytest.mark.parametrize('ranges', [True, False])
+def test_download_goes_on(tmp_path, ranges):
+    "A broken download keeps what came, and asks for the rest; a server that knows no parts sends the whole again."
+    handler = type('Handler', (Breaks,), dict(asked=[], ranges=ranges))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as s:
+        threading.Thread(target=s.serve_forever, daemon=True).start()
+        url, md5 = f'http://127.0.0.1:{s.server_port}/a.zip', hashlib.md5(Breaks.body).hexdigest()
+        with pytest.raises(ConnectionError, match='300,000 of 1,024,000 bytes'): download_file(url, tmp_path/'a.zip', md5, n_tries=1)
+        assert [o.name for o in tmp_path.iterdir() if o.is_file()] == ['a.zip.part']
+        assert download_file(url, tmp_path/'a.zip', md5).read_bytes() == Breaks.body
+        assert handler.asked == [None, 'bytes=300000-'] and not (tmp_path/'a.zip.part').exists()
+        (tmp_path/'b.zip.part').write_bytes(bytes(2_000_000)) # longer than the file, and another
+        assert download_file(url, tmp_path/'b.zip', md5, wait=0).read_bytes() == Breaks.body
+        s.shutdown()
+
+
+def test_download_needs_room(server, tmp_path, monkeypatch):
+    folder,url,asked = server
+    (folder/'a.zip').write_bytes(bytes(3*2**20))
+    monkeypatch.setattr('shutil.disk_usage', lambda p: type('Disk', (), dict(free=2**20)))
+    with pytest.raises(ConnectionError, match='3 MiB are still to come and .* has 1 MiB free: make room'): download_file(url+'a.zip', tmp_path/'to'/'a.zip', '0'*32)
+    assert len(asked) == 1 and not [*(tmp_path/'to').iterdir()]
+
+
 def test_unreachable(tmp_path):
     with pytest.raises(ConnectionError, match='2 tries'):
         download_file('http://127.0.0.1:9/a.zip', tmp_path/'a.zip', '0'*32, n_tries=2, wait=0)

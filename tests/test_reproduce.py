@@ -165,3 +165,16 @@ def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit): rep.cactus_reproduce(['--table', 'omniglot', '--out', str(tmp_path)])
     err = capsys.readouterr().err.strip().splitlines()
     assert len(tried) == 15 and '1 of 15 rows failed: omniglot-from-scratch (the training diverged)' in err[-1]
+
+
+def test_celeba_rows(tiny, tmp_path, monkeypatch):
+    "The rows of CelebA train on clusters or on tasks of attributes, and are scored on tasks of other attributes; no label is read from its clusters."
+    from test_papers import draw_celeba
+    monkeypatch.setenv('CACTUS_DATA', str(tmp_path)); monkeypatch.setenv('CACTUS_CACHE', str(tmp_path/'cache'))
+    draw_celeba(tmp_path/'celeba', 120)
+    monkeypatch.setitem(stages.presets['celeba'], 'n_clusters', 10)
+    for k in ('cactus-maml', 'oracle-protonets', 'knn'):
+        row = replace(rows[f'celeba-oracle-{k[7:]}' if k[0] == 'o' else f'celeba-bigan-{k}'], protocol=dict(n_way=2, steps=10_000, n_clusters=10, n_partitions=2))
+        row = replace(row, embedding='none' if k[0] == 'o' else 'pca', name=f'own-{k}')
+        res = run(row, tmp_path)
+        assert [(o['n_way'], o['k_shot'], o['n_tasks']) for o in res['rows']] == [(2, 5, 20)] and res['data'] == 'celeba', k

@@ -6,7 +6,7 @@
 __all__ = ['data_root', 'cached_set', 'glyphs', 'download_file', 'omniglot']
 
 # %% ../../nbs/01_data.sets.ipynb #c003
-import hashlib, http.client, io, json, math, os, re, time, unicodedata, urllib.request, zipfile
+import errno, hashlib, http.client, io, json, math, os, re, shutil, time, unicodedata, urllib.request, zipfile
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -191,15 +191,32 @@ def glyphs(
     return cached_set(partial(_make_glyphs, font, *options), 'glyphs', options=options, font=_stamp(Path(font.path)), versions=versions)
 
 # %% ../../nbs/01_data.sets.ipynb #c061
+def _check_room(folder, need):
+    free = shutil.disk_usage(folder).free
+    if need > free: raise OSError(errno.ENOSPC, f'{need/2**20:,.0f} MiB are still to come and {folder} has {free/2**20:,.0f} MiB free: make room, or set another folder')
+
+def _append(url, part, timeout):
+    "Write to `part` what it lacks of `url`; from the start where the server gives no rest."
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
+    with urllib.request.urlopen(request, timeout=timeout) as r:
+        size = int(r.headers.get('Content-Length') or 0)
+        if getattr(r, 'status', None) != 206: have = 0
+        _check_room(part.parent, size)
+        with part.open('ab' if have else 'wb') as f: shutil.copyfileobj(r, f, 2**20)
+    if part.stat().st_size < have + size: raise OSError(f'the connection ended after {part.stat().st_size:,} of {have + size:,} bytes')
+
+# %% ../../nbs/01_data.sets.ipynb #a6ae608a
 def _fetch(url, dest, md5, timeout):
     "Download `url` once; OSError where it fails or is not the file it should be."
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    part = dest.with_name(dest.name + '.part')
+    _append(url, part, timeout)
     h = hashlib.md5(usedforsecurity=False)
-    with urllib.request.urlopen(url, timeout=timeout) as r, atomic_write(dest) as f:
-        while block := r.read(2**20):
-            h.update(block)
-            f.write(block)
-        if h.hexdigest() != md5: raise OSError(f'md5 of what came is {h.hexdigest()}, should be {md5}')
-    return dest
+    with part.open('rb') as f:
+        for block in iter(partial(f.read, 2**20), b''): h.update(block)
+    if h.hexdigest() != md5: part.unlink(); raise OSError(f'md5 of what came is {h.hexdigest()}, should be {md5}')
+    return part.replace(dest)
 
 # %% ../../nbs/01_data.sets.ipynb #c062
 def download_file(
@@ -210,12 +227,15 @@ def download_file(
     timeout:float=30, # Seconds to wait for an answer
     wait:float=1, # Seconds between two tries
 )->Path: # `dest`
-    "Download `url` to `dest`, checked by `md5`; where that fails, nothing is written."
+    "Download `url` to `dest`, checked by `md5`; raises `ConnectionError`, and keeps what came as `.part` for the next call"
     for i in range(_check_whole('n_tries', n_tries, 1, 100)):
         if i: time.sleep(wait)
         try: return _fetch(url, Path(dest), md5, timeout)
-        except (OSError, http.client.HTTPException) as e: error = e
-    raise ConnectionError(f'{url} could not be downloaded in {n_tries} tries ({error}): get it by hand and save it as {dest}') from error
+        except (OSError, http.client.HTTPException) as e:
+            error = e
+            if getattr(e, 'errno', None) == errno.ENOSPC: break
+            if getattr(e, 'code', None) == 416: Path(f'{dest}.part').unlink(missing_ok=True) # the part is longer than the file
+    raise ConnectionError(f'{url} could not be downloaded in {i+1} tries ({error}): get it by hand and save it as {dest}') from error
 
 # %% ../../nbs/01_data.sets.ipynb #c067
 def _check_members(path, names):

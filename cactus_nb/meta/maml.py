@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['inner_losses', 'task_forward', 'adapted_names', 'fresh_head', 'maml_steps', 'check_loss', 'maml_adapt',
-           'query_logits', 'maml_logits', 'InnerLoop', 'MAMLCallback']
+           'query_logits', 'maml_logits', 'InnerLoop', 'MAMLCallback', 'ClipGradValue']
 
 # %% ../../nbs/31_meta.maml.ipynb #c002
 from contextlib import contextmanager
 import torch, torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import get_model, norm_types
 from fastcore.basics import patch
 from fastcore.meta import delegates
@@ -314,3 +315,15 @@ def task_logits(self:MAMLCallback,
 ) -> torch.Tensor:   # `[B, n, n_way]` on the network's device
     "Class scores of queries after `test_steps`"
     return self.inner_loop().task_logits(xs, ys, xq)
+
+# %% ../../nbs/31_meta.maml.ipynb #89687a7c
+class ClipGradValue(Callback):
+    "Cut each element of the gradient to `±max_value` before the optimiser's step (official MAML code, mini-ImageNet and CelebA: 10)"
+    order = MixedPrecision.order+1 # after the gradients were unscaled
+    def __init__(self,
+        max_value:float=10., # Largest size of an element, above 0
+    ):
+        if not 0 < max_value < float('inf'): raise ValueError(f"max_value={max_value}: give a size above 0, 10 as in the paper.")
+        self.max_value = max_value
+
+    def before_step(self): nn.utils.clip_grad_value_(self.model.parameters(), self.max_value)

@@ -20,14 +20,13 @@ from fastcore.script import store_true
 import cactus_nb
 from .. import stages
 from ..backbones import conv4_classifier
-from ..cli import _command, _costs, _how, _to_score
+from ..cli import _command, _costs, _how, _to_score, _true_tasks
 from ..data.sets import data_root
 from ..encoders.core import Encoder, OwnEmbedding, pretrained_cards
 from ..meta.learner import load_run
 from ..runs import Run, TrimCallback, read_json, write_json
 from .baselines import cluster_matching, from_scratch, knn, linear, mlp
 from .evaluate import FewShotResult, evaluate, result_row, write_result
-from ..tasks.partition import label_partition
 
 # %% ../../nbs/42_score.reproduce.ipynb #2f4932b0
 Figure = namedtuple('Figure', 'mean mark ci95 ci95_mark') # percent; a mark is V or R, an unknown interval None
@@ -130,7 +129,7 @@ protocols = {
     'mnist':         dict(n_way=10, steps=30_000, n_clusters=10,  n_partitions=100)}
 
 trainings = dict(
-    protonets=dict(bs=1, n_query=15, n_filters=64, bn='running', n_valid=20, lr=1e-3, schedule='constant'),
+    protonets=dict(bs=1, n_query=15, n_filters=64, bn='running', n_valid=20, lr=1e-3, schedule='constant', n_init=3, accept=0.8),
     maml     =dict(bs=8, n_query=5,  n_filters=32, bn='batch',   n_valid=8,  lr=1e-3, schedule='constant', inner_lr=0.05, inner_steps=5, test_steps=50))
 
 # %% ../../nbs/42_score.reproduce.ipynb #dd26d977
@@ -193,6 +192,8 @@ def row_settings(
     size, kind = presets[preset], row.method.removeprefix('cactus-').removeprefix('oracle-')
     train = trainings.get(kind, {})
     kwargs = {k: v for k,v in row.protocol.items() if k != 'steps'} | train
+    if kind == 'protonets': kwargs['n_init'] = min(train['n_init'], size['n_init'])
+    if kind == 'maml' and row.data in ('mini-imagenet', 'celeba'): kwargs['clip'] = 10.
     if row.protocol.get('partition', 'kmeans') != 'kmeans': kwargs['n_partitions'] = 2400 # tasks come from many, each of few zones
     if row.protocol.get('partition') == 'hyperplanes': del kwargs['n_clusters']
     if size['most_partitions']: kwargs['n_partitions'] = min(kwargs['n_partitions'], size['most_partitions']*(10 if kwargs['n_partitions'] == 2400 else 1))
@@ -333,14 +334,14 @@ def _embedding(b):
     return enc, z, dict(pretrained=None, config=enc.config)
 
 # %% ../../nbs/42_score.reproduce.ipynb #96422457
-_cut = 'partition n_partitions n_clusters margin n_way k_shot n_query'.split()
+_cut = 'partition n_partitions n_clusters margin n_way k_shot n_query n_init accept'.split()
 
 def _partitions(b):
     "`(partitions, about the embedding)`; random labels need no embedding"
-    if b.row.method.startswith('oracle-'): return label_partition(b.train), None
+    if b.row.method.startswith('oracle-'): return _true_tasks(b.cfg, b.train), None
     if b.cfg['partition'] == 'random': z, about = np.zeros((len(b.train), 1), np.float32), None
     else: _, z, about = _embedding(b)
-    key = '-'.join(['parts', b.row.embedding, *(f'{b.cfg[k]:g}' if isinstance(b.cfg[k], float) else str(b.cfg[k]) for k in _cut)])
+    key = '-'.join(['parts', b.row.embedding, *(f'{v:g}' if isinstance(v, float) else str(v) for v in map(b.cfg.get, _cut) if v is not None)])
     return stages.partition_stage(b.run(key, _cut, made_from=about), z), about
 
 # %% ../../nbs/42_score.reproduce.ipynb #5ddea468
