@@ -171,6 +171,7 @@ def test_celeba_rows(tiny, tmp_path, monkeypatch):
     "The rows of CelebA train on clusters or on tasks of attributes, and are scored on tasks of other attributes; no label is read from its clusters."
     from test_papers import draw_celeba
     monkeypatch.setenv('CACTUS_DATA', str(tmp_path)); monkeypatch.setenv('CACTUS_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setitem(rep.trainings['maml'], 'n_filters', 4)
     draw_celeba(tmp_path/'celeba', 120)
     monkeypatch.setitem(stages.presets['celeba'], 'n_clusters', 10)
     for k in ('cactus-maml', 'oracle-protonets', 'knn'):
