@@ -583,7 +583,8 @@ def _run_one(row, many, failed, **kwargs):
     "Run a row and say what came out; among many, one that fails does not keep the others from being run"
     reason = why_not(row, kwargs['preset'], kwargs['device'], kwargs['share'])
     if many and reason: print(f"{row.name}: pending, {reason}"); return []
-    print(f"\n{row.name} …", flush=True)
+    there = Path(kwargs['folder'])/_file(row, kwargs['preset'], kwargs['seed'], kwargs['share'])
+    print(f"\n{row.name} …" + (f" stored in {there}: remove that file, or give another --out, to run it again" if there.exists() else ''), flush=True)
     try: res = run_row(row, **kwargs)
     except ValueError as e:
         if not many: raise

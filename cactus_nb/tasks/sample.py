@@ -335,6 +335,7 @@ def task_dls(
     pixels = lambda images: torch.from_numpy(np.ascontiguousarray(images.x)).to(device or 'cpu')
     x, kind, task = pixels(images.unlabelled()), 'labels' if partitions.kind == 'labels' or valid is not None else 'pseudo', (n_way, k_shot, n_query)
     sampler = _as_sampler(partitions, task, valid)
+    if getattr(sampler, 'needs_transform', False) and transform is None: raise ValueError("Where every image is its own class, its examples are one image: this source of tasks needs a transform, such as 'affine'.")
     if valid is not None: held_sampler, x_valid = label_sampler(valid, *task, seed+1), pixels(valid)
     else:
         partitions, held_out = hold_out(partitions, valid_pct, n_way, k_shot+n_query, seed)
