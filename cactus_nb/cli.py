@@ -23,6 +23,7 @@ from .score.evaluate import evaluate_grid, result_row, result_table, write_resul
 from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_splits, methods, partition_stage, preset, presets, read_images, train_stage
 from .tasks.partition import Partitions, label_partition
 from .tasks.sample import hold_out, label_sampler
+from .tasks.sources import InstanceSampler, instance_set
 
 # %% ../nbs/60_cli.ipynb #c026
 def demo(
@@ -83,7 +84,7 @@ def _write(path, rows, command, data, split, seconds, seed, **kwargs):
 # %% ../nbs/60_cli.ipynb #c032
 def _check_tasks(cfg, train, valid, scored, n_ways, n_test):
     "Raise `ValueError` for settings that these images cannot serve"
-    if cfg['encoder'] not in encoders:
+    if cfg['encoder'] not in encoders and not cfg.get('rounds'):
         raise ValueError(f"encoder={cfg['encoder']!r} is not known; choose one of {', '.join(encoders)}, or give your own array as --embedding.")
     fit_to(cfg, train)
     if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
@@ -104,7 +105,7 @@ def _to_score(learn, every=10): return learn.maml.inner_loop(every=every) if has
 def _how(path):
     "What a row tells about the training of a run"
     info = run_info(path)
-    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions'))
+    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions')) | ({'rounds': info['rounds']} if info.get('rounds') else {})
 
 # %% ../nbs/60_cli.ipynb #c036
 def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
@@ -207,7 +208,8 @@ def cactus_train(
     data:str='glyphs',        # glyphs, omniglot, mnist, mini-imagenet, celeba, or the path of a folder of images
     out:str=None,             # Run folder; cactus_runs/DATA-METHOD-seedSEED if not given
     method:str='protonets',   # protonets or maml; or oracle-protonets or oracle-maml, trained on true classes
-    encoder:str='autoencoder',# autoencoder, acai, bigan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels)
+    preset:str='paper',       # paper (clusters of an embedding), or best: rounds of clustering with transforms, past the paper; no label before scoring
+    encoder:str=None,         # autoencoder, acai, bigan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels); autoencoder if not given
     encoder_preset:str=None,  # acai, bigan, instance: quick or full, see cactus_embed
     embedding:str=None,       # A .npy file [n, d] to use instead of an encoder: a row per image of the whole data set
     partition:str=None,       # kmeans, hyperplanes or random; kmeans if not given
@@ -224,7 +226,7 @@ def cactus_train(
     epochs:int=None,          # Epochs of meta-training
     n_tasks:int=None,         # Tasks in an epoch
     lr:float=None,            # Learning rate: the constant one, or the highest of one-cycle
-    schedule:str='one-cycle', # one-cycle, or constant as in the paper
+    schedule:str=None,        # one-cycle, or constant as in the paper; one-cycle if not given
     inner_lr:float=None,      # MAML: step size of the inner loop, on n_way times the mean cross-entropy
     inner_steps:int=None,     # MAML: inner steps in training
     test_steps:int=None,      # MAML: inner steps in validation and scoring
@@ -242,7 +244,7 @@ def cactus_train(
 ):
     "Train a few-shot learner from unlabelled images; interrupted, the same command goes on"
     start, cfg = time.perf_counter(), _settings(locals())
-    if epochs is None: cfg['epochs'] = cfg.get('long_epochs', cfg['epochs'])
+    if epochs is None and not cfg.get('rounds'): cfg['epochs'] = cfg.get('long_epochs', cfg['epochs'])
     _train(cfg, out or f"cactus_runs/{cfg['data']}-{method}-seed{seed}", n_test, start)
 
 # %% ../nbs/60_cli.ipynb #c056
@@ -264,7 +266,7 @@ def _settings(args):
             raise ValueError(f"--partitions {path} is cut already: leave --{more[0]} out, or --partitions.")
         args |= dict(partitions=str(Path(path).resolve()), n_partitions=len(Partitions.load(path)))
     if args.get('split'): args['split'] = _numbers(args['split'], 'split')
-    return preset(**place, **args)
+    return preset(**place, kind=args.pop('preset', 'paper'), **args)
 
 # %% ../nbs/60_cli.ipynb #53eef4ed
 def _ways(cfg, scored):
@@ -278,16 +280,25 @@ def _ways(cfg, scored):
 # %% ../nbs/60_cli.ipynb #bb8d8acd
 def _shots(cfg, scored): return cfg.get('shots', (1,)) if scored is not None else (1,)
 
+# %% ../nbs/60_cli.ipynb #abb528d6
+def _copies(cfg, train, valid):
+    "`(train, copies of held-out images to validate on)`"
+    if valid is None:
+        out = np.isin(np.arange(len(train)), np.random.default_rng(cfg['seed']).permutation(len(train))[:max(len(train)//20, cfg['n_way'])])
+        train, valid = train[~out], train[out]
+    return train, instance_set(valid.unlabelled(), cfg['transform'], cfg['k_shot'] + max(5, cfg['n_query']), cfg['seed'])
+
 # %% ../nbs/60_cli.ipynb #954ec160
 def _train(cfg, out, n_test, start):
     "Train and score as the settings say"
     method, seed, (train, valid, _) = cfg['method'], cfg['seed'], load_splits(cfg)
     shown, n_ways = None if cfg.get('pseudo_valid') else valid, _ways(cfg, valid)
+    if cfg.get('rounds') and shown is None: train, shown = _copies(cfg, train, valid)
     _check_tasks(cfg, train, shown, valid, n_ways, n_test)
     run = Run(out, fit_to(cfg, train), since=start)
     name, parts = _training_tasks(run, train)
     learn = train_stage(run, train if name == 'none' else train.unlabelled(), parts, shown)
-    scored, what = (valid, 'valid') if valid is not None else (_pseudo_classes(run, train, parts), 'pseudo')
+    scored, what = (valid, 'valid') if valid is not None else (shown if cfg.get('rounds') else _pseudo_classes(run, train, parts), 'pseudo')
     with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, _shots(cfg, valid), n_tasks=n_test, seed=seed)
     rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **_how(run.path)) for r in grid.values()]
     _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed), f"cactus_eval --run {run.path} scores it on new classes")
@@ -297,6 +308,7 @@ def _training_tasks(run, train):
     "`(embedding, partitions)` that the run trains on"
     cfg = run.config
     if cfg['method'].startswith('oracle'): return 'none', _true_tasks(cfg, train)
+    if cfg.get('rounds'): return 'instance', InstanceSampler(len(train), cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['seed'])
     if not cfg.get('partitions'):
         enc, z = embed_stage(run, train.unlabelled())
         return enc.name, partition_stage(run, z)
@@ -415,7 +427,7 @@ def _images_of(run, data, root, split):
 def _names(info, cfg):
     "`(method, embedding)` of a run, as a result row names them"
     if info['kind'] == 'labels': return f"oracle-{info['method']}", 'none'
-    return f"cactus-{info['method']}", 'own' if cfg.get('embedding') else cfg.get('encoder', 'own')
+    return f"cactus-{info['method']}", 'own' if cfg.get('embedding') else 'instance' if cfg.get('rounds') else cfg.get('encoder', 'own')
 
 # %% ../nbs/60_cli.ipynb #c060
 def _numbers(text, name):

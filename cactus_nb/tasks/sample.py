@@ -333,7 +333,7 @@ def task_dls(
     if num_workers and torch.device(device or 'cpu').type != 'cpu':
         raise ValueError(f"num_workers={num_workers} with tasks drawn on {device}: drawing is done there at once, give num_workers=0.")
     pixels = lambda images: torch.from_numpy(np.ascontiguousarray(images.x)).to(device or 'cpu')
-    x, kind, task = pixels(images.unlabelled()), 'labels' if partitions.kind == 'labels' or valid is not None else 'pseudo', (n_way, k_shot, n_query)
+    x, kind, task = pixels(images.unlabelled()), 'labels' if partitions.kind == 'labels' or not getattr(valid, 'pseudo', valid is None) else 'pseudo', (n_way, k_shot, n_query)
     sampler = _as_sampler(partitions, task, valid)
     if getattr(sampler, 'needs_transform', False) and transform is None: raise ValueError("Where every image is its own class, its examples are one image: this source of tasks needs a transform, such as 'affine'.")
     if valid is not None: held_sampler, x_valid = label_sampler(valid, *task, seed+1), pixels(valid)

@@ -70,7 +70,9 @@ def instance_set(
     x = torch.from_numpy(np.repeat(images.x, n_copies, 0)).float()/255
     u = torch.from_numpy(np.random.default_rng(seed).random((len(x), t.n_random), np.float32))
     x = torch.cat([t(a, b) for a,b in zip(x.split(4096), u.split(4096))])
-    return ImageSet((255*x).round().clamp(0, 255).byte().numpy(), np.repeat(np.arange(len(images)), n_copies), ids=[f'{o}/{i}' for o in images.ids for i in range(n_copies)], name='copies')
+    made = ImageSet((255*x).round().clamp(0, 255).byte().numpy(), np.repeat(np.arange(len(images)), n_copies), ids=[f'{o}/{i}' for o in images.ids for i in range(n_copies)], name='copies')
+    made.pseudo = True # the labels are none of anybody's making
+    return made
 
 # %% ../../nbs/23_tasks.sources.ipynb #f097fea2
 class NeighbourSampler(TaskSource):
