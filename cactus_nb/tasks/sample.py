@@ -66,7 +66,7 @@ class TaskSampler:
     ):
         if not isinstance(partitions, Partitions): raise ValueError(f"Tasks are drawn from Partitions, not from {type(partitions).__name__}: give Partitions(labels), or label_partition(images).")
         check_counts(least=2, n_way=n_way); check_counts(k_shot=k_shot, n_query=n_query); check_counts(least=0, seed=seed)
-        self.n_way, self.k_shot, self.n_query, self.seed, self.n_images = n_way, k_shot, n_query, seed, partitions.n_images
+        self.n_way, self.k_shot, self.n_query, self.seed, self.n_images, self.kind = n_way, k_shot, n_query, seed, partitions.n_images, partitions.kind
         rows, starts, sizes, counts = zip(*(_lay_out(l, k_shot+n_query) for l in partitions.labels))
         self._check(partitions, counts)
         self.rows = torch.from_numpy(np.concatenate(rows))
