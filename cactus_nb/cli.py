@@ -18,7 +18,7 @@ from .data.folder import from_folder
 from .encoders.core import Encoder, OwnEmbedding
 from .meta.learner import load_run, run_info
 from .runs import Run, is_run, keep_memory, read_json, write_json
-from .score.baselines import embedding_report, from_scratch, knn, nearest_prototype, untrained
+from .score.baselines import embedding_report, from_scratch, knn, linear, nearest_prototype, untrained
 from .score.evaluate import evaluate_grid, result_row, result_table, write_result
 from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_splits, methods, partition_stage, preset, presets, read_images, train_stage
 from .tasks.partition import Partitions, label_partition
@@ -32,12 +32,13 @@ def demo(
     n_ways=(5,20), # Ways to score, at 1 shot
     n_test:int=1000, # Tasks to score on
     second:dict|None=None, # Settings of another method, to be shown beside the first on the same partitions
+    rounds:dict|None=None, # Settings of the preset `best`, to be shown too
 ) -> dict: # What `result.json` holds
     "From images to a table and a picture; goes on where it was interrupted"
     start = time.perf_counter()
     train, valid, test = load_splits(cfg)
     for c in (cfg, *([second] if second else [])): _check_tasks(c, train, valid, test, n_ways, n_test)
-    run = Run(path, fit_to(cfg, train) | (dict(second=second) if second else {}), since=start)
+    run = Run(path, fit_to(cfg, train) | (dict(second=second) if second else {}) | (dict(best=fit_to(rounds, train)) if rounds else {}), since=start)
     images, cfgs = train.unlabelled(), [run.config, *([run.config | second] if second else [])]
     print(f"{cfg['data']}: {len(images):,} images without labels to learn from; {_new(train, test)} to be tested on.\nRun folder: {run.path}")
     print('\n1. Embedding')
@@ -46,12 +47,20 @@ def demo(
     parts = partition_stage(run, z); print(parts)
     print('\n3. CACTUs: meta-training on pseudo-tasks')
     for cfg,(name,_) in zip(cfgs, _folders(cfgs)): print(f"\n{cfg['method']}"); train_stage(run, images, parts, valid, name, **cfg)
+    if rounds: print('\nprotonets, in rounds that cluster what was learnt, with transforms'); _demo_best(run, images, valid)
     print('\n4. Oracle: meta-training on true classes')
     for cfg,(_,name) in zip(cfgs, _folders(cfgs)): print(f"\n{cfg['method']}"); train_stage(run, train, label_partition(train), valid, name, **cfg | dict(epochs=cfg['oracle_epochs']))
     print('\n5. Scoring')
     with run.stage('score'): rows = _demo_rows(run, enc, cfgs, test, n_ways, n_test)
     figure = _save_figure(run, images, parts, z, load_run(path), test, rows)
     return _write(run.path, rows, 'cactus_demo', run.config['data'], 'test', run.seconds, run.config['seed']) | dict(figure=figure)
+
+# %% ../nbs/60_cli.ipynb #1ce7ac84
+def _demo_best(run, images, valid):
+    "The rounds of the demo; no label is seen"
+    cfg = run.config['best']
+    task = {k: cfg[k] for k in ('n_way', 'k_shot', 'n_query', 'seed')}
+    return train_stage(run, images, InstanceSampler(len(images), **task), _copies(cfg, images, valid)[1], 'best', **cfg)
 
 # %% ../nbs/60_cli.ipynb #a5c85174
 def _new(train, test):
@@ -117,6 +126,7 @@ def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
         scored += [(name, 'none', before, n, bn | dict(steps=0)),
                    (f'cactus-{method}', enc.name, _to_score(load_run(path)), n_test, bn | _how(path)),
                    (f'oracle-{method}', 'none', _to_score(load_run(oracle)), n_test, bn | _how(oracle))]
+    if 'best' in run.config: scored.append(('cactus-protonets', 'instance', load_run(run/'best'), n_test, dict(bn='running') | _how(run/'best')))
     return [result_row(r, method, embedding, preset='demo', **more) for method,embedding,m,n,more in scored
             for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n, seed=run.config['seed']).values()]
 
@@ -191,7 +201,8 @@ def cactus_demo(
     cfgs = [preset(data, m, seed=seed, root=root, epochs=epochs, n_tasks=n_tasks, transform=transform) for m in (methods if method == 'both' else [method])]
     if fresh: _clear(out)
     if n_test is None: n_test = 1000 if method == 'protonets' else 300
-    res = demo(cfgs[0], out, cfgs[0].get('ways', (5, 20)), n_test, second=cfgs[1] if method == 'both' else None)
+    res = demo(cfgs[0], out, cfgs[0].get('ways', (5, 20)), n_test, second=cfgs[1] if method == 'both' else None,
+               rounds=preset(data, kind='best', seed=seed, n_tasks=n_tasks) if data == 'glyphs' and method != 'maml' and not transform and not epochs else None)
     _report(res, f"{out/'result.json'}", res['figure'])
 
 # %% ../nbs/60_cli.ipynb #c052
@@ -444,13 +455,14 @@ def _as_asked(run, info, n_way, test_steps, fresh_head):
 
 # %% ../nbs/60_cli.ipynb #f5891ead
 def _embedding_alone(run, grid, score):
-    "Rows of nearest neighbours on the run's embedding; `behind` is the paired difference to the learner, points"
+    "Rows of simple classifiers on the run's embedding alone; `behind` is the paired difference to the learner, points"
     path = Path(run)/'encoder.safetensors'
     if not path.exists(): return []
-    enc = Encoder.load(path)
+    enc = Encoder.load(path); of = enc.name
     if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
-    alone = {k: (r, grid[k] - r) for k,r in score(knn(enc)).items()}
-    return [result_row(r, 'knn', enc.name, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for r,d in alone.values()]
+    if not isinstance(enc, OwnEmbedding): enc = OwnEmbedding(enc.embed(score.keywords['images']), score.keywords['images']) # embedded once
+    alone = [(name, r, grid[k] - r) for name,m in dict(knn=knn, prototypes=nearest_prototype, linear=linear).items() for k,r in score(m(enc)).items()]
+    return [result_row(r, name, of, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for name,r,d in alone]
 
 # %% ../nbs/60_cli.ipynb #c062
 @_command
@@ -485,5 +497,5 @@ def cactus_eval(
     rows = [result_row(r, *_names(info, cfg), bn=info.get('bn'), **_how(run), **changed) for r in grid.values()]
     beside = _embedding_alone(run, grid, score)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
-    for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over nearest neighbours on the embedding, task by task")
+    for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")
     _report(res, Path(run)/'result.json')
