@@ -10,7 +10,7 @@ import re, sys, time, warnings
 from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
-import numpy as np
+import numpy as np, pandas as pd
 from fastcore.script import anno_parser, store_true
 from .backbones import conv4, conv4_classifier
 from .data.core import ImageSet, atomic_write
@@ -126,7 +126,7 @@ def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
         scored += [(name, 'none', before, n, bn | dict(steps=0)),
                    (f'cactus-{method}', enc.name, _to_score(load_run(path)), n_test, bn | _how(path)),
                    (f'oracle-{method}', 'none', _to_score(load_run(oracle)), n_test, bn | _how(oracle))]
-    if 'best' in run.config: scored.append(('cactus-protonets', 'instance', load_run(run/'best'), n_test, dict(bn='running') | _how(run/'best')))
+    if 'best' in run.config: scored.insert(4, ('cactus-protonets', 'instance', load_run(run/'best'), n_test, dict(bn='running') | _how(run/'best'))) # after the plain one
     return [result_row(r, method, embedding, preset='demo', **more) for method,embedding,m,n,more in scored
             for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n, seed=run.config['seed']).values()]
 
@@ -464,6 +464,15 @@ def _embedding_alone(run, grid, score):
     alone = [(name, r, grid[k] - r) for name,m in dict(knn=knn, prototypes=nearest_prototype, linear=linear).items() for k,r in score(m(enc)).items()]
     return [result_row(r, name, of, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for name,r,d in alone]
 
+# %% ../nbs/60_cli.ipynb #e378fc87
+def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info):
+    "What each round was trained on, and what came of it"
+    if not (Path(run)/'rounds'/'rounds.json').exists(): raise ValueError(f"{run} was not trained in rounds: leave --rounds out.")
+    from cactus_nb.score.choose import rounds_report
+    rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed)
+    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], split=info['split'], seed=seed, minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
+    print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
+
 # %% ../nbs/60_cli.ipynb #c062
 @_command
 def cactus_eval(
@@ -479,6 +488,7 @@ def cactus_eval(
     data:str=None,       # A folder of other images, with a sub-folder per class; or the data set that the run was trained on, since another one is an error
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA
     seed:int=None,       # Seed of the tasks; that of the run if not given
+    rounds:store_true=False, # Of a run of the preset best: score the learner after each round too, and look at what it was trained on, in rounds.json
 ):
     "Score a trained run on classes that it has never seen, at any way and shot"
     start = time.perf_counter()
@@ -498,4 +508,5 @@ def cactus_eval(
     beside = _embedding_alone(run, grid, score)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
     for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")
+    if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_test, seed, info | dict(root=root or info.get('root')))
     _report(res, Path(run)/'result.json')

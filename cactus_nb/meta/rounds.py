@@ -164,7 +164,7 @@ def _look(self:ReclusterCallback, done, rnd=None):
 @patch
 def _note(self:ReclusterCallback, done, parts, agree, epoch):
     self.good = {k: v.clone() for k,v in self.learn.model.state_dict().items()}
-    self.log = [o for o in self.log if o['round'] < done] + [dict(asdict(self.rounds[done]), round=done, agreement=round(agree, 4), in_clusters=round(float((parts.labels >= 0).mean()), 4), usable=len(parts.sizes(0)))]
+    self.log = [o for o in self.log if o['round'] < done] + [asdict(self.rounds[done]) | ({} if done else dict(n_clusters=None, n_partitions=None)) | dict(round=done, agreement=round(agree, 4), in_clusters=round(float((parts.labels >= 0).mean()), 4), usable=len(parts.sizes(0)))]
     if not self.folder: return
     self.folder.mkdir(parents=True, exist_ok=True)
     save_tensors(self.folder/f'round-{done}.safetensors', self.good, self.log[-1])

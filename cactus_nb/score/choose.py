@@ -16,8 +16,7 @@ from ..encoders.core import effective_dimension
 from ..meta.learner import proto_learner
 from ..meta.rounds import Round, agreement, fit_rounds, round_embedding
 from ..runs import environment, load_tensors, read_json, write_json
-from .evaluate import evaluate, evaluate_grid, result_row
-from .reproduce import pack_tasks
+from .evaluate import evaluate, evaluate_grid, pack_tasks, result_row
 from ..tasks.partition import Partitions, cluster_purity, kmeans_partitions
 from ..tasks.sample import TaskSampler, task_dls
 from ..tasks.sources import InstanceSampler, MixedSampler, instance_set
