@@ -95,6 +95,10 @@ def before_fit(self:ReclusterCallback):
     self.run = not hasattr(self, 'lr_finder')
     if not self.run: return
     if self.n_epoch != self.starts[-1]: raise ValueError(f"The rounds have {self.starts[-1]} epochs, this fit {self.n_epoch}. Use fit_rounds, or fit({self.starts[-1]}).")
+    n = len(self.dls.train.dataset.x)
+    for o in self.rounds[1:]:
+        if o.n_clusters > n: raise ValueError(f"n_clusters={o.n_clusters} over {n:,} images in a round: give at most {n:,}, better a tenth of that.")
+    self.partitions = self.good = None
     resumed, file = getattr(getattr(self.learn, 'resume', None), 'start', 0), self.folder and self.folder/'rounds.json'
     self.log, self.at, self.own = read_json(file) if resumed and file and file.exists() else [], None, self.dls.train.dataset.sampler
     self.log = [o for o in self.log if self.starts[o['round']+1] <= resumed]
@@ -141,7 +145,7 @@ def _source(self:ReclusterCallback, rnd, parts, now):
     form, before = self._form(rnd), _file(self, f'partitions-{now-1}.npz')
     sources, weights = [TaskSampler(parts, *form, self.seed + now)], [1 - rnd.earlier - rnd.instances]
     if rnd.instances: sources.append(InstanceSampler(parts.n_images, *form, self.seed + now)); weights.append(rnd.instances)
-    old = getattr(self, 'partitions', None) or (Partitions.load(before) if before and before.exists() else None)
+    old = self.partitions or (Partitions.load(before) if before and before.exists() else None)
     if rnd.earlier and old is not None: sources.append(TaskSampler(old, *form, self.seed + now)); weights.append(rnd.earlier)
     return sources[0] if len(sources) == 1 else MixedSampler(sources, np.array(weights)/sum(weights), self.seed + now)
 
@@ -149,7 +153,7 @@ def _source(self:ReclusterCallback, rnd, parts, now):
 @patch
 def _look(self:ReclusterCallback, done, rnd=None):
     "Judge round `done` by its embedding; the partitions for the next"
-    rnd = rnd or self.rounds[done]
+    rnd = rnd or (self.rounds[done] if done else Round(1, max(2, len(self.dls.train.dataset.x)//15)))
     way, k, q = self._form(rnd)
     try:
         z = round_embedding(self.learn, self.dls.train.dataset.x, self.seed)
@@ -175,7 +179,7 @@ def _go_back(self:ReclusterCallback, why):
     if not self.log: raise why
     self.at = None
     last = self.log[-1]['round']
-    good = getattr(self, 'good', None) or load_tensors(self.folder/f'round-{last}.safetensors')[0]
+    good = self.good or load_tensors(self.folder/f'round-{last}.safetensors')[0]
     self.learn.model.load_state_dict(good)
     warnings.warn(f"{why} The weights are those of round {last}, the last good one, and the training ends here.")
     raise CancelFitException
