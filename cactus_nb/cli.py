@@ -244,6 +244,7 @@ def cactus_train(
     first_order:store_true=False, # MAML: leave second derivatives out?
     adapt:str=None,           # MAML: what the inner loop changes: weights (not those of norms), all, or head (ANIL)
     bn:str=None,              # Batch-norm statistics at test: running (inductive; of ProtoNets) or batch (transductive; of MAML)
+    precision:str=None,       # ProtoNets: bfloat16 computes the network faster where the processor can; float32 if not given
     pseudo_valid:store_true=False, # Validate on held-out pseudo-tasks instead of labelled classes?
     split:str=None,           # Classes to train on, to validate on and to test on, with commas between; a folder has none and needs no label
     size:int=None,            # Folder: height and width of an image in pixels

@@ -24,7 +24,7 @@ from .encoders.bigan import BiGAN
 from .encoders.core import PCA, Autoencoder, Encoder, NetEncoder, OwnEmbedding
 from .encoders.instance import Instance
 from .encoders.whiten import Pixels, Whitened
-from .meta.learner import load_run, maml_learner, proto_learner, save_run
+from .meta.learner import Bfloat16, load_run, maml_learner, proto_learner, save_run
 from .meta.maml import ClipGradValue
 from .meta.rounds import Round, fit_rounds
 from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback
@@ -120,7 +120,8 @@ def _checked(cfg):
     _check_root(cfg)
     for k in ('transform', 'query_transform'): as_transform(cfg[k]) # an unknown name is an error here
     _one_of(schedule=(cfg.get('schedule'), ('one-cycle', 'constant')), bn=(cfg['bn'], ('running', 'batch')), adapt=(cfg.get('adapt'), ('weights', 'all', 'head')),
-            encoder_preset=(cfg.get('encoder_preset'), ('quick', 'full')))
+            encoder_preset=(cfg.get('encoder_preset'), ('quick', 'full')), precision=(cfg.get('precision'), ('float32', 'bfloat16')))
+    if cfg.get('precision') == 'bfloat16' and cfg['method'].endswith('maml'): raise ValueError("precision='bfloat16' is for ProtoNets: MAML's second derivatives lose too many digits. Leave --precision out.")
     return cfg
 
 def _one_of(**kwargs):
@@ -250,7 +251,7 @@ def train_stage(
         dls = task_dls(images, partitions, valid, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['bs'], cfg['n_tasks'], cfg['n_valid'], seed=cfg['seed'], device=run.device, transform=_transforms(cfg))
         learn = _make_learner(cfg, dls, path)
         rounds = [Round(**o) for o in cfg.get('rounds') or []]
-        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *run.cbs]
+        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *([Bfloat16()] if cfg.get('precision') == 'bfloat16' else []), *run.cbs]
         with run.stage(name), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
             if rounds: fit_rounds(learn, rounds, cfg['lr'], cfg['seed'], path/'rounds', cbs)
             else: (learn.fit if cfg.get('schedule') == 'constant' else learn.fit_one_cycle)(cfg['epochs'], cfg['lr'], cbs=cbs)
