@@ -114,7 +114,7 @@ def _to_score(learn, every=10): return learn.maml.inner_loop(every=every) if has
 def _how(path):
     "What a row tells about the training of a run"
     info = run_info(path)
-    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions')) | ({'rounds': info['rounds']} if info.get('rounds') else {})
+    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions')) | {k: info[k] for k in ('rounds', 'precision') if info.get(k) not in (None, 'float32')}
 
 # %% ../nbs/60_cli.ipynb #c036
 def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
@@ -244,7 +244,7 @@ def cactus_train(
     first_order:store_true=False, # MAML: leave second derivatives out?
     adapt:str=None,           # MAML: what the inner loop changes: weights (not those of norms), all, or head (ANIL)
     bn:str=None,              # Batch-norm statistics at test: running (inductive; of ProtoNets) or batch (transductive; of MAML)
-    precision:str=None,       # ProtoNets: bfloat16 computes the network faster where the processor can; float32 if not given
+    precision:str=None,       # ProtoNets: float32, bfloat16 (faster where the processor has it), or auto (bfloat16 where it is faster); float32 if not given, auto in best
     pseudo_valid:store_true=False, # Validate on held-out pseudo-tasks instead of labelled classes?
     split:str=None,           # Classes to train on, to validate on and to test on, with commas between; a folder has none and needs no label
     size:int=None,            # Folder: height and width of an image in pixels

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['paper_adam', 'label_accuracy', 'pseudo_accuracy', 'proto_learner', 'maml_learner', 'StayOnDevice', 'Bfloat16',
-           'few_shot_callback', 'describe', 'save_run', 'run_info', 'load_run', 'classify']
+           'has_bfloat16', 'few_shot_callback', 'describe', 'save_run', 'run_info', 'load_run', 'classify']
 
 # %% ../../nbs/32_meta.learner.ipynb #c002
 from functools import partial
@@ -154,6 +154,15 @@ class Bfloat16(Callback):
         return out.float() if torch.is_tensor(out) else out
     def _remove(self): [h.remove() for h in self.__dict__.pop('hooks', [])]
     after_fit = after_cancel_fit = _remove
+
+# %% ../../nbs/32_meta.learner.ipynb #6f0bbffa
+def has_bfloat16(
+    device=None, # Where one wants to compute; `cpu` if None
+) -> bool:
+    "Does this device multiply bfloat16 by itself?"
+    device = torch.device(device or 'cpu')
+    if device.type == 'cuda': return torch.cuda.is_bf16_supported()
+    return device.type == 'cpu' and any(getattr(torch.cpu, f'_is_{k}_supported', bool)() for k in ('avx512_bf16', 'amx_tile'))
 
 # %% ../../nbs/32_meta.learner.ipynb #c022
 _distances = {f.__name__: f for f in (squared_distance, cosine_distance)}
