@@ -466,12 +466,12 @@ def _embedding_alone(run, grid, score):
     return [result_row(r, name, of, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for name,r,d in alone]
 
 # %% ../nbs/60_cli.ipynb #e378fc87
-def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info):
+def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info, split):
     "What each round was trained on, and what came of it"
     if not (Path(run)/'rounds'/'rounds.json').exists(): raise ValueError(f"{run} was not trained in rounds: leave --rounds out.")
     from cactus_nb.score.choose import rounds_report
     rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed)
-    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], split=info['split'], seed=seed, minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
+    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
     print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
 
 # %% ../nbs/60_cli.ipynb #c062
@@ -509,5 +509,5 @@ def cactus_eval(
     beside = _embedding_alone(run, grid, score)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
     for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")
-    if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_test, seed, info | dict(root=root or info.get('root')))
+    if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_test, seed, info | dict(root=root or info.get('root')), split)
     _report(res, Path(run)/'result.json')
