@@ -92,6 +92,7 @@ class ReclusterCallback(Callback):
 # %% ../../nbs/33_meta.rounds.ipynb #b5f6843a
 @patch
 def before_fit(self:ReclusterCallback):
+    "Do the rounds suit the fit? Take up the log of one that is resumed"
     self.run = not hasattr(self, 'lr_finder')
     if not self.run: return
     if self.n_epoch != self.starts[-1]: raise ValueError(f"The rounds have {self.starts[-1]} epochs, this fit {self.n_epoch}. Use fit_rounds, or fit({self.starts[-1]}).")
@@ -105,11 +106,13 @@ def before_fit(self:ReclusterCallback):
 
 @patch
 def before_epoch(self:ReclusterCallback):
+    "Enter a round where one begins"
     now = int(np.searchsorted(self.starts, self.epoch, side='right')) - 1
     if now != self.at: self._enter(now)
 
 @patch
 def after_fit(self:ReclusterCallback):
+    "Look at the last round, and give the loader its own tasks back"
     if self.run and self.at is not None: self._look(self.at); self._give_back()
     self.run = True
 

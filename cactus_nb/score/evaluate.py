@@ -56,7 +56,10 @@ class PairedDifference(FewShotResult):
 
 # %% ../../nbs/40_score.evaluate.ipynb #c014
 @patch
-def __sub__(self:FewShotResult, other):
+def __sub__(self:FewShotResult,
+    other:FewShotResult, # A result on the same tasks
+): # A `PairedDifference`
+    "How much better, task by task, with an interval of its own"
     if type(other) is not type(self): raise ValueError(f"A {type(self).__name__} less a {type(other).__name__} means nothing. Give two results of evaluate.")
     same = lambda r: dict(n_way=r.n_way, k_shot=r.k_shot, n_query=r.n_query, seed=r.seed, data=r.data, n_tasks=r.n_tasks)
     differ = [f'{k}: {v} and {same(other)[k]}' for k,v in same(self).items() if v != same(other)[k]]

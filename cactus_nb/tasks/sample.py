@@ -260,7 +260,9 @@ def empty_dataset(
 
 # %% ../../nbs/21_tasks.sample.ipynb #c044
 @patch
-def new_empty(self:TaskDataset): return empty_dataset(self.x.shape[1:], self.n_way, self.k_shot, self.n_query, self.kind, self.transform_name)
+def new_empty(self:TaskDataset):
+    "What stands for it in an exported learner: no pixels, the same sizes of task"
+    return empty_dataset(self.x.shape[1:], self.n_way, self.k_shot, self.n_query, self.kind, self.transform_name)
 
 # %% ../../nbs/21_tasks.sample.ipynb #b20b69c0
 def _some_of_each(first, usable, pct, n_way, need, rng):
