@@ -23,6 +23,7 @@ from .kmeans import *
 from .meta.learner import *
 from .meta.maml import *
 from .meta.protonet import *
+from .meta.rounds import *
 from .runs import *
 from .score.baselines import *
 from .score.evaluate import *
@@ -30,6 +31,7 @@ from .show.plot import *
 from .tasks.attributes import *
 from .tasks.partition import *
 from .tasks.sample import *
+from .tasks.sources import *
 
 # %% ../nbs/61_all.ipynb #c005
 __all__ = [o for o in dir() if not o.startswith('_')]

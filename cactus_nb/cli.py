@@ -10,7 +10,7 @@ import re, sys, time, warnings
 from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
-import numpy as np
+import numpy as np, pandas as pd
 from fastcore.script import anno_parser, store_true
 from .backbones import conv4, conv4_classifier
 from .data.core import ImageSet, atomic_write
@@ -18,11 +18,12 @@ from .data.folder import from_folder
 from .encoders.core import Encoder, OwnEmbedding
 from .meta.learner import load_run, run_info
 from .runs import Run, is_run, keep_memory, read_json, write_json
-from .score.baselines import embedding_report, from_scratch, knn, nearest_prototype, untrained
+from .score.baselines import embedding_report, from_scratch, knn, linear, nearest_prototype, untrained
 from .score.evaluate import evaluate_grid, result_row, result_table, write_result
 from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_splits, methods, partition_stage, preset, presets, read_images, train_stage
 from .tasks.partition import Partitions, label_partition
 from .tasks.sample import hold_out, label_sampler
+from .tasks.sources import InstanceSampler, instance_set
 
 # %% ../nbs/60_cli.ipynb #c026
 def demo(
@@ -31,12 +32,13 @@ def demo(
     n_ways=(5,20), # Ways to score, at 1 shot
     n_test:int=1000, # Tasks to score on
     second:dict|None=None, # Settings of another method, to be shown beside the first on the same partitions
+    rounds:dict|None=None, # Settings of the preset `best`, to be shown too
 ) -> dict: # What `result.json` holds
     "From images to a table and a picture; goes on where it was interrupted"
     start = time.perf_counter()
     train, valid, test = load_splits(cfg)
     for c in (cfg, *([second] if second else [])): _check_tasks(c, train, valid, test, n_ways, n_test)
-    run = Run(path, fit_to(cfg, train) | (dict(second=second) if second else {}), since=start)
+    run = Run(path, fit_to(cfg, train) | (dict(second=second) if second else {}) | (dict(best=fit_to(rounds, train)) if rounds else {}), since=start)
     images, cfgs = train.unlabelled(), [run.config, *([run.config | second] if second else [])]
     print(f"{cfg['data']}: {len(images):,} images without labels to learn from; {_new(train, test)} to be tested on.\nRun folder: {run.path}")
     print('\n1. Embedding')
@@ -45,12 +47,20 @@ def demo(
     parts = partition_stage(run, z); print(parts)
     print('\n3. CACTUs: meta-training on pseudo-tasks')
     for cfg,(name,_) in zip(cfgs, _folders(cfgs)): print(f"\n{cfg['method']}"); train_stage(run, images, parts, valid, name, **cfg)
+    if rounds: print('\nprotonets, in rounds that cluster what was learnt, with transforms'); _demo_best(run, images, valid)
     print('\n4. Oracle: meta-training on true classes')
     for cfg,(_,name) in zip(cfgs, _folders(cfgs)): print(f"\n{cfg['method']}"); train_stage(run, train, label_partition(train), valid, name, **cfg | dict(epochs=cfg['oracle_epochs']))
     print('\n5. Scoring')
     with run.stage('score'): rows = _demo_rows(run, enc, cfgs, test, n_ways, n_test)
     figure = _save_figure(run, images, parts, z, load_run(path), test, rows)
     return _write(run.path, rows, 'cactus_demo', run.config['data'], 'test', run.seconds, run.config['seed']) | dict(figure=figure)
+
+# %% ../nbs/60_cli.ipynb #1ce7ac84
+def _demo_best(run, images, valid):
+    "The rounds of the demo; no label is seen"
+    cfg = run.config['best']
+    task = {k: cfg[k] for k in ('n_way', 'k_shot', 'n_query', 'seed')}
+    return train_stage(run, images, InstanceSampler(len(images), **task), _copies(cfg, images, valid)[1], 'best', **cfg)
 
 # %% ../nbs/60_cli.ipynb #a5c85174
 def _new(train, test):
@@ -83,7 +93,7 @@ def _write(path, rows, command, data, split, seconds, seed, **kwargs):
 # %% ../nbs/60_cli.ipynb #c032
 def _check_tasks(cfg, train, valid, scored, n_ways, n_test):
     "Raise `ValueError` for settings that these images cannot serve"
-    if cfg['encoder'] not in encoders:
+    if cfg['encoder'] not in encoders and not cfg.get('rounds'):
         raise ValueError(f"encoder={cfg['encoder']!r} is not known; choose one of {', '.join(encoders)}, or give your own array as --embedding.")
     fit_to(cfg, train)
     if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
@@ -104,7 +114,7 @@ def _to_score(learn, every=10): return learn.maml.inner_loop(every=every) if has
 def _how(path):
     "What a row tells about the training of a run"
     info = run_info(path)
-    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions'))
+    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions')) | {k: info[k] for k in ('rounds', 'precision') if info.get(k) not in (None, 'float32')}
 
 # %% ../nbs/60_cli.ipynb #c036
 def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
@@ -116,6 +126,7 @@ def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
         scored += [(name, 'none', before, n, bn | dict(steps=0)),
                    (f'cactus-{method}', enc.name, _to_score(load_run(path)), n_test, bn | _how(path)),
                    (f'oracle-{method}', 'none', _to_score(load_run(oracle)), n_test, bn | _how(oracle))]
+    if 'best' in run.config: scored.insert(4, ('cactus-protonets', 'instance', load_run(run/'best'), n_test, dict(bn='running') | _how(run/'best'))) # after the plain one
     return [result_row(r, method, embedding, preset='demo', **more) for method,embedding,m,n,more in scored
             for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n, seed=run.config['seed']).values()]
 
@@ -190,7 +201,8 @@ def cactus_demo(
     cfgs = [preset(data, m, seed=seed, root=root, epochs=epochs, n_tasks=n_tasks, transform=transform) for m in (methods if method == 'both' else [method])]
     if fresh: _clear(out)
     if n_test is None: n_test = 1000 if method == 'protonets' else 300
-    res = demo(cfgs[0], out, cfgs[0].get('ways', (5, 20)), n_test, second=cfgs[1] if method == 'both' else None)
+    res = demo(cfgs[0], out, cfgs[0].get('ways', (5, 20)), n_test, second=cfgs[1] if method == 'both' else None,
+               rounds=preset(data, kind='best', seed=seed, n_tasks=n_tasks) if data == 'glyphs' and method != 'maml' and not transform and not epochs else None)
     _report(res, f"{out/'result.json'}", res['figure'])
 
 # %% ../nbs/60_cli.ipynb #c052
@@ -207,7 +219,8 @@ def cactus_train(
     data:str='glyphs',        # glyphs, omniglot, mnist, mini-imagenet, celeba, or the path of a folder of images
     out:str=None,             # Run folder; cactus_runs/DATA-METHOD-seedSEED if not given
     method:str='protonets',   # protonets or maml; or oracle-protonets or oracle-maml, trained on true classes
-    encoder:str='autoencoder',# autoencoder, acai, bigan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels)
+    preset:str='paper',       # paper (clusters of an embedding), or best: rounds of clustering with transforms, past the paper; no label before scoring
+    encoder:str=None,         # autoencoder, acai, bigan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels); autoencoder if not given
     encoder_preset:str=None,  # acai, bigan, instance: quick or full, see cactus_embed
     embedding:str=None,       # A .npy file [n, d] to use instead of an encoder: a row per image of the whole data set
     partition:str=None,       # kmeans, hyperplanes or random; kmeans if not given
@@ -224,13 +237,14 @@ def cactus_train(
     epochs:int=None,          # Epochs of meta-training
     n_tasks:int=None,         # Tasks in an epoch
     lr:float=None,            # Learning rate: the constant one, or the highest of one-cycle
-    schedule:str='one-cycle', # one-cycle, or constant as in the paper
+    schedule:str=None,        # one-cycle, or constant as in the paper; one-cycle if not given
     inner_lr:float=None,      # MAML: step size of the inner loop, on n_way times the mean cross-entropy
     inner_steps:int=None,     # MAML: inner steps in training
     test_steps:int=None,      # MAML: inner steps in validation and scoring
     first_order:store_true=False, # MAML: leave second derivatives out?
     adapt:str=None,           # MAML: what the inner loop changes: weights (not those of norms), all, or head (ANIL)
     bn:str=None,              # Batch-norm statistics at test: running (inductive; of ProtoNets) or batch (transductive; of MAML)
+    precision:str=None,       # ProtoNets: float32, bfloat16 (faster where the processor has it), or auto (bfloat16 where it is faster); float32 if not given, auto in best
     pseudo_valid:store_true=False, # Validate on held-out pseudo-tasks instead of labelled classes?
     split:str=None,           # Classes to train on, to validate on and to test on, with commas between; a folder has none and needs no label
     size:int=None,            # Folder: height and width of an image in pixels
@@ -242,7 +256,7 @@ def cactus_train(
 ):
     "Train a few-shot learner from unlabelled images; interrupted, the same command goes on"
     start, cfg = time.perf_counter(), _settings(locals())
-    if epochs is None: cfg['epochs'] = cfg.get('long_epochs', cfg['epochs'])
+    if epochs is None and not cfg.get('rounds'): cfg['epochs'] = cfg.get('long_epochs', cfg['epochs'])
     _train(cfg, out or f"cactus_runs/{cfg['data']}-{method}-seed{seed}", n_test, start)
 
 # %% ../nbs/60_cli.ipynb #c056
@@ -264,7 +278,7 @@ def _settings(args):
             raise ValueError(f"--partitions {path} is cut already: leave --{more[0]} out, or --partitions.")
         args |= dict(partitions=str(Path(path).resolve()), n_partitions=len(Partitions.load(path)))
     if args.get('split'): args['split'] = _numbers(args['split'], 'split')
-    return preset(**place, **args)
+    return preset(**place, kind=args.pop('preset', 'paper'), **args)
 
 # %% ../nbs/60_cli.ipynb #53eef4ed
 def _ways(cfg, scored):
@@ -278,16 +292,25 @@ def _ways(cfg, scored):
 # %% ../nbs/60_cli.ipynb #bb8d8acd
 def _shots(cfg, scored): return cfg.get('shots', (1,)) if scored is not None else (1,)
 
+# %% ../nbs/60_cli.ipynb #abb528d6
+def _copies(cfg, train, valid):
+    "`(train, copies of held-out images to validate on)`"
+    if valid is None:
+        out = np.isin(np.arange(len(train)), np.random.default_rng(cfg['seed']).permutation(len(train))[:max(len(train)//20, cfg['n_way'])])
+        train, valid = train[~out], train[out]
+    return train, instance_set(valid.unlabelled(), cfg['transform'], cfg['k_shot'] + max(5, cfg['n_query']), cfg['seed'])
+
 # %% ../nbs/60_cli.ipynb #954ec160
 def _train(cfg, out, n_test, start):
     "Train and score as the settings say"
     method, seed, (train, valid, _) = cfg['method'], cfg['seed'], load_splits(cfg)
     shown, n_ways = None if cfg.get('pseudo_valid') else valid, _ways(cfg, valid)
+    if cfg.get('rounds') and shown is None: train, shown = _copies(cfg, train, valid)
     _check_tasks(cfg, train, shown, valid, n_ways, n_test)
     run = Run(out, fit_to(cfg, train), since=start)
     name, parts = _training_tasks(run, train)
     learn = train_stage(run, train if name == 'none' else train.unlabelled(), parts, shown)
-    scored, what = (valid, 'valid') if valid is not None else (_pseudo_classes(run, train, parts), 'pseudo')
+    scored, what = (valid, 'valid') if valid is not None else (shown if cfg.get('rounds') else _pseudo_classes(run, train, parts), 'pseudo')
     with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, _shots(cfg, valid), n_tasks=n_test, seed=seed)
     rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **_how(run.path)) for r in grid.values()]
     _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed), f"cactus_eval --run {run.path} scores it on new classes")
@@ -297,6 +320,7 @@ def _training_tasks(run, train):
     "`(embedding, partitions)` that the run trains on"
     cfg = run.config
     if cfg['method'].startswith('oracle'): return 'none', _true_tasks(cfg, train)
+    if cfg.get('rounds'): return 'instance', InstanceSampler(len(train), cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['seed'])
     if not cfg.get('partitions'):
         enc, z = embed_stage(run, train.unlabelled())
         return enc.name, partition_stage(run, z)
@@ -415,7 +439,7 @@ def _images_of(run, data, root, split):
 def _names(info, cfg):
     "`(method, embedding)` of a run, as a result row names them"
     if info['kind'] == 'labels': return f"oracle-{info['method']}", 'none'
-    return f"cactus-{info['method']}", 'own' if cfg.get('embedding') else cfg.get('encoder', 'own')
+    return f"cactus-{info['method']}", 'own' if cfg.get('embedding') else 'instance' if cfg.get('rounds') else cfg.get('encoder', 'own')
 
 # %% ../nbs/60_cli.ipynb #c060
 def _numbers(text, name):
@@ -432,13 +456,23 @@ def _as_asked(run, info, n_way, test_steps, fresh_head):
 
 # %% ../nbs/60_cli.ipynb #f5891ead
 def _embedding_alone(run, grid, score):
-    "Rows of nearest neighbours on the run's embedding; `behind` is the paired difference to the learner, points"
+    "Rows of simple classifiers on the run's embedding alone; `behind` is the paired difference to the learner, points"
     path = Path(run)/'encoder.safetensors'
     if not path.exists(): return []
-    enc = Encoder.load(path)
+    enc = Encoder.load(path); of = enc.name
     if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
-    alone = {k: (r, grid[k] - r) for k,r in score(knn(enc)).items()}
-    return [result_row(r, 'knn', enc.name, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for r,d in alone.values()]
+    if not isinstance(enc, OwnEmbedding): enc = OwnEmbedding(enc.embed(score.keywords['images']), score.keywords['images']) # embedded once
+    alone = [(name, r, grid[k] - r) for name,m in dict(knn=knn, prototypes=nearest_prototype, linear=linear).items() for k,r in score(m(enc)).items()]
+    return [result_row(r, name, of, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for name,r,d in alone]
+
+# %% ../nbs/60_cli.ipynb #e378fc87
+def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info, split):
+    "What each round was trained on, and what came of it"
+    if not (Path(run)/'rounds'/'rounds.json').exists(): raise ValueError(f"{run} was not trained in rounds: leave --rounds out.")
+    from cactus_nb.score.choose import rounds_report
+    rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed)
+    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
+    print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
 
 # %% ../nbs/60_cli.ipynb #c062
 @_command
@@ -455,6 +489,7 @@ def cactus_eval(
     data:str=None,       # A folder of other images, with a sub-folder per class; or the data set that the run was trained on, since another one is an error
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA
     seed:int=None,       # Seed of the tasks; that of the run if not given
+    rounds:store_true=False, # Of a run of the preset best: score the learner after each round too, and look at what it was trained on, in rounds.json
 ):
     "Score a trained run on classes that it has never seen, at any way and shot"
     start = time.perf_counter()
@@ -473,5 +508,6 @@ def cactus_eval(
     rows = [result_row(r, *_names(info, cfg), bn=info.get('bn'), **_how(run), **changed) for r in grid.values()]
     beside = _embedding_alone(run, grid, score)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
-    for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over nearest neighbours on the embedding, task by task")
+    for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")
+    if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_test, seed, info | dict(root=root or info.get('root')), split)
     _report(res, Path(run)/'result.json')

@@ -142,7 +142,11 @@ def _check_same(self:Run, old):
 
 # %% ../nbs/05_runs.ipynb #c029
 @patch
-def __truediv__(self:Run, name): return self.path/name
+def __truediv__(self:Run,
+    name:str, # Name in the folder
+): # Its path
+    "A file of the run"
+    return self.path/name
 
 # %% ../nbs/05_runs.ipynb #c030
 @patch

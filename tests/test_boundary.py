@@ -13,7 +13,7 @@ from torch import nn
 import cactus_nb
 from cactus_nb import bench, cli
 from cactus_nb.all import (ACAI, Affine, Autoencoder, BiGAN, Callback, Encoder, ImageSet, InnerLoop, Learner, ModuleEncoder, OwnEmbedding, PCA, Partitions, ProtoNetCallback, ResumeCallback, Run, Whitened, as_transform,
-    AttributeSampler, AttributeSet, celeba, mini_imagenet, mnist, check_embedding, classify, conv4, conv4_classifier, describe, embedding_report, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
+    AttributeSampler, AttributeSet, InstanceSampler, MixedSampler, NeighbourSampler, ReclusterCallback, Round, agreement, fit_rounds, instance_set, celeba, mini_imagenet, mnist, check_embedding, classify, conv4, conv4_classifier, describe, embedding_report, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
     label_partition, load_run, maml_learner, maml_logits, omniglot, proto_learner, prototypes, random_partitions, read_json, result_table, save_pretrained, save_run,
     save_tensors, task_dls, write_json)
 from cactus_nb.data import core, folder as folder_mod, sets
@@ -21,7 +21,7 @@ from cactus_nb.tasks.sample import TaskSampler
 
 for o in [o for o in globals() if o.startswith('test')]: del globals()[o] # fastcore's, which pytest would take for ours
 
-AREAS = 'Images', 'Your own folder', 'Data sets', 'Embeddings', 'Partitions', 'Tasks', 'Transforms', 'ProtoNets', 'MAML', 'Runs', 'Scoring', 'Commands'
+AREAS = 'Images', 'Your own folder', 'Data sets', 'Embeddings', 'Partitions', 'Tasks', 'Transforms', 'ProtoNets', 'MAML', 'Rounds', 'Runs', 'Scoring', 'Commands'
 STORED = Path(__file__).parent.parent/'nbs'/'explanations'/'refused.json'
 Case = namedtuple('Case', 'area given error try_')
 REFUSED, TAKEN = [], []
@@ -308,6 +308,40 @@ refuse('Tasks', 'attributes: images without any',               lambda tmp: Attr
 refuse('Tasks', 'attributes: more than two classes',            lambda tmp: score(images=toy, n_way=5))
 refuse('Tasks', 'a sampler of other tasks',                     lambda tmp: task_dls(toy, AttributeSampler(toy, 1, 2), valid=toy, n_way=2, n_query=3))
 refuse('Tasks', 'a sampler and nothing to validate on',         lambda tmp: task_dls(toy, AttributeSampler(toy, 1, 2), n_way=2, n_query=2))
+instances = lambda **kw: InstanceSampler(120, **dict(n_way=4) | kw)
+refuse('Tasks', 'every image its own class: a way over the images',  lambda tmp: instances(n_way=121))
+refuse('Tasks', 'every image its own class: no transform',           lambda tmp: task_dls(photos, instances(), valid=images, n_way=4, n_query=1))
+refuse('Tasks', 'neighbours: fewer than a class needs',              lambda tmp: NeighbourSampler(z, 2, n_way=4, k_shot=1, n_query=5))
+refuse('Tasks', 'neighbours: more than there are images',            lambda tmp: NeighbourSampler(z, 120, n_way=4))
+refuse('Tasks', 'mixed sources: weights that do not add up',         lambda tmp: MixedSampler([instances(), TaskSampler(parts, 4, 1, 1)], [0.5, 0.7]))
+refuse('Tasks', 'mixed sources: a weight below 0',                   lambda tmp: MixedSampler([instances(), TaskSampler(parts, 4, 1, 1)], [1.5, -0.5]))
+refuse('Tasks', 'mixed sources: tasks of two forms',                 lambda tmp: MixedSampler([instances(), TaskSampler(parts, 5, 1, 1)], [0.5, 0.5]))
+refuse('Tasks', 'mixed sources: none',                               lambda tmp: MixedSampler([], []))
+refuse('Tasks', 'copies to validate on: no transform',               lambda tmp: instance_set(photos, 'none'))
+
+
+# Rounds
+
+def in_rounds(*rounds, cbs=(), **kwargs):
+    "A learner fitted in rounds, in the smallest form"
+    learn = proto_learner(task_dls(photos, instances(), valid=images, n_way=4, n_query=1, n_tasks=2, n_valid=2, transform='affine'), conv4(n_filters=4, seed=0))
+    with learn.no_bar(), learn.no_logging(): fit_rounds(learn, [*rounds], cbs=cbs, **kwargs)
+    return learn
+
+class Zero(Callback):
+    "What a training that collapsed leaves"
+    order = 55
+    def after_epoch(self): [p.data.zero_() for p in self.model.parameters()]
+
+refuse('Rounds', 'none',                                    lambda tmp: ReclusterCallback([]))
+refuse('Rounds', 'no epochs',                               lambda tmp: Round(0))
+refuse('Rounds', 'one partition, with none to compare it to', lambda tmp: Round(1, n_partitions=1))
+refuse('Rounds', 'shares of tasks over 1',                  lambda tmp: Round(1, earlier=0.7, instances=0.7))
+refuse('Rounds', 'a fit of another length',                 lambda tmp: in_rounds(Round(2), cbs=ReclusterCallback([Round(3)])))
+refuse('Rounds', 'more clusters than images',               lambda tmp: in_rounds(Round(1), Round(1, 121)))
+refuse('Rounds', 'clusters too few for the way',            lambda tmp: in_rounds(Round(1), Round(1, 5, n_way=6)))
+refuse('Rounds', 'a collapsed embedding in the first round',lambda tmp: in_rounds(Round(1), Round(1, 10), cbs=Zero()))
+refuse('Rounds', 'agreement of one partition',              lambda tmp: agreement(parts[:1]))
 
 
 # Embeddings
@@ -543,6 +577,11 @@ command('a folder without labels', demo, '--data', lambda tmp: flat())
 command('one task', demo, '--n_test', 1, '--out', out)
 command('a folder of something else, --fresh', demo, '--fresh', '--out', lambda tmp: folder(tmp, config__json='{}'))
 command('counts of classes for MNIST', train, '--data', 'mnist', '--split', '5,3,2', '--out', out)
+command('the preset best, and clusters', train, '--preset', 'best', '--n_clusters', 100, '--out', out)
+command('the preset best where there is none', train, '--preset', 'best', '--method', 'maml', '--out', out)
+command('bfloat16 for MAML', train, '--method', 'maml', '--precision', 'bfloat16', '--out', out)
+command('a precision that is not known', train, '--precision', 'float16', '--out', out)
+command('a preset that is not known', train, '--preset', 'great', '--out', out)
 command('CelebA in the demo', demo, '--data', 'celeba')
 command('another data set\'s folder', demo, '--data', 'omniglot', '--root', lambda tmp: tmp)
 

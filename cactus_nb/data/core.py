@@ -121,7 +121,9 @@ class ImageSet:
 
 # %% ../../nbs/00_data.core.ipynb #c023
 @patch
-def __len__(self:ImageSet): return len(self.x)
+def __len__(self:ImageSet):
+    "The number of images."
+    return len(self.x)
 
 @patch(as_prop=True)
 def shape(self:ImageSet)->tuple: # `(c, h, w)`

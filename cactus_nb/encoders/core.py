@@ -155,11 +155,17 @@ def _embed(self:PCA, images):
 
 # %% ../../nbs/10_encoders.core.ipynb #c022
 @patch
-def state(self:PCA): return self._state
+def state(self:PCA):
+    "What was learnt, as arrays by name"
+    return self._state
 
 # %% ../../nbs/10_encoders.core.ipynb #c023
 @patch
-def load_state(self:PCA, state): self._state = {k: v.numpy() for k,v in state.items()} # tensors by name, as `state` gave them
+def load_state(self:PCA,
+    state:dict, # Tensors by name, as `state` gave them
+):
+    "Take what was learnt from a file"
+    self._state = {k: v.numpy() for k,v in state.items()}
 
 # %% ../../nbs/10_encoders.core.ipynb #c024
 def _flat(x): return np.divide(x.reshape(len(x), -1), 255, dtype=np.float32) # with no second array
@@ -433,11 +439,16 @@ def _embed(self:ModuleEncoder, images):
 
 # %% ../../nbs/10_encoders.core.ipynb #ef78b084
 @patch
-def state(self:ModuleEncoder): return self.model.state_dict()
+def state(self:ModuleEncoder):
+    "The weights of the module, by name"
+    return self.model.state_dict()
 
 # %% ../../nbs/10_encoders.core.ipynb #3784dd55
 @patch
-def load_state(self:ModuleEncoder, state): # tensors by name
+def load_state(self:ModuleEncoder,
+    state:dict, # Tensors by name
+):
+    "Give the module the weights of a file"
     try: self.model.load_state_dict(state)
     except RuntimeError as e: raise ValueError(f"The file holds the weights of another module. {' '.join(str(e).split())[:300]}") from e
 
@@ -481,11 +492,16 @@ def _embed(self:OwnEmbedding, images):
 
 # %% ../../nbs/10_encoders.core.ipynb #c059
 @patch
-def state(self:OwnEmbedding): return {} if self.z is None else dict(z=np.array(self.z, np.float32), ids=np.frombuffer(bytearray('\n'.join(self.row).encode(errors='surrogateescape')), np.uint8))
+def state(self:OwnEmbedding):
+    "The rows, and the ids that they stand for"
+    return {} if self.z is None else dict(z=np.array(self.z, np.float32), ids=np.frombuffer(bytearray('\n'.join(self.row).encode(errors='surrogateescape')), np.uint8))
 
 # %% ../../nbs/10_encoders.core.ipynb #c060
 @patch
-def load_state(self:OwnEmbedding, state): # tensors by name
+def load_state(self:OwnEmbedding,
+    state:dict, # Tensors by name
+):
+    "Take rows and ids from a file"
     self.z, self.row = state['z'].numpy(), {id: i for i,id in enumerate(bytes(state['ids'].numpy()).decode(errors='surrogateescape').split('\n'))}
 
 # %% ../../nbs/10_encoders.core.ipynb #c061

@@ -65,12 +65,16 @@ def _embed(self:EncoderStep, images): return np.concatenate([self._change(z) for
 # %% ../../nbs/10a_encoders.whiten.ipynb #d7a6f52e
 @patch
 def state(self:EncoderStep):
+    "What this step and the encoder inside have learnt; None where that one says nothing"
     inner = self.inner.state()
     return None if inner is None else {f'inner.{k}': v for k,v in inner.items()} | self._state
 
 # %% ../../nbs/10a_encoders.whiten.ipynb #f3a1bbf6
 @patch
-def load_state(self:EncoderStep, state): # tensors by name, those from inside under `inner.`
+def load_state(self:EncoderStep,
+    state:dict, # Tensors by name, those from inside under `inner.`
+):
+    "Take what was learnt from a file"
     self.inner.load_state({k.removeprefix('inner.'): v for k,v in state.items() if k.startswith('inner.')})
     self._state = {k: v.numpy() for k,v in state.items() if not k.startswith('inner.')}
 

@@ -289,10 +289,12 @@ def _watch(self:MAMLCallback, step, losses): self.losses.append(losses) if losse
 
 @patch
 def before_step(self:MAMLCallback):
+    "Keep gradients that are not finite from the weights, until `after_batch` looks"
     if self.losses: [p.grad.nan_to_num_(0, 0, 0) for p in self.learn.model.parameters() if p.grad is not None]
 
 @patch
 def after_batch(self:MAMLCallback):
+    "Give the backbone its own `forward` back, and stop where an inner loss was not finite"
     self._give_back()
     losses, self.losses = self.losses, []
     if losses and self.training and not torch.isfinite(torch.as_tensor(self.smooth_loss)):

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Figure', 'tasks', 'protocol_version', 'protocols', 'trainings', 'sources', 'rows', 'tables', 'presets', 'epoch',
-           'paper_figure', 'Row', 'steps_of', 'row_settings', 'why_not', 'OutOfTime', 'StopInTime', 'pack_tasks',
-           'unpack_tasks', 'results_of', 'results_folder', 'read_row', 'read_rows', 'run_row', 'comparison',
-           'comparison_table', 'provenance', 'gains', 'show_comparison', 'cactus_reproduce']
+           'paper_figure', 'Row', 'steps_of', 'row_settings', 'why_not', 'OutOfTime', 'StopInTime', 'results_of',
+           'results_folder', 'read_row', 'read_rows', 'run_row', 'comparison', 'comparison_table', 'provenance',
+           'gains', 'show_comparison', 'cactus_reproduce']
 
 # %% ../../nbs/42_score.reproduce.ipynb #7144c826
-import base64, os, re, sys, time, zlib
+import re, sys, time
 from collections import namedtuple
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +26,7 @@ from ..encoders.core import Encoder, OwnEmbedding, pretrained_cards
 from ..meta.learner import load_run
 from ..runs import Run, TrimCallback, read_json, write_json
 from .baselines import cluster_matching, from_scratch, knn, linear, mlp
-from .evaluate import FewShotResult, evaluate, result_row, write_result
+from .evaluate import FewShotResult, evaluate, pack_tasks, result_row, unpack_tasks, write_result
 
 # %% ../../nbs/42_score.reproduce.ipynb #2f4932b0
 Figure = namedtuple('Figure', 'mean mark ci95 ci95_mark') # percent; a mark is V or R, an unknown interval None
@@ -245,22 +245,6 @@ class StopInTime(Callback):
         if self.training: self.check()
     def after_epoch(self):
         if self.epoch+1 < self.n_epoch: self.check(time.perf_counter() - self.began)
-
-# %% ../../nbs/42_score.reproduce.ipynb #506cfe66
-def pack_tasks(
-    r:FewShotResult, # Accuracies on tasks
-) -> str:
-    "Right answers in each task as text: bytes, deflated, base64"
-    n = r.n_way*r.n_query
-    right = np.rint(r.per_task*n/100).astype('<u1' if n < 256 else '<u2')
-    return base64.b64encode(zlib.compress(right.tobytes(), 9)).decode()
-
-def unpack_tasks(
-    row:dict, # Row of a result file
-) -> np.ndarray: # `[n_tasks]`, percent
-    "Accuracy on each task of a stored row"
-    n = row['n_way']*row['n_query']
-    return np.frombuffer(zlib.decompress(base64.b64decode(row['per_task'])), '<u1' if n < 256 else '<u2')*(100./n)
 
 # %% ../../nbs/42_score.reproduce.ipynb #16aac052
 def results_of(
@@ -583,7 +567,8 @@ def _run_one(row, many, failed, **kwargs):
     "Run a row and say what came out; among many, one that fails does not keep the others from being run"
     reason = why_not(row, kwargs['preset'], kwargs['device'], kwargs['share'])
     if many and reason: print(f"{row.name}: pending, {reason}"); return []
-    print(f"\n{row.name} …", flush=True)
+    there = Path(kwargs['folder'])/_file(row, kwargs['preset'], kwargs['seed'], kwargs['share'])
+    print(f"\n{row.name} …" + (f" stored in {there}: remove that file, or give another --out, to run it again" if there.exists() else ''), flush=True)
     try: res = run_row(row, **kwargs)
     except ValueError as e:
         if not many: raise

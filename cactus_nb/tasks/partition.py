@@ -35,7 +35,9 @@ class Partitions:
 
 # %% ../../nbs/20_tasks.partition.ipynb #c008
 @patch
-def __len__(self:Partitions): return len(self.labels)
+def __len__(self:Partitions):
+    "The number of partitions"
+    return len(self.labels)
 
 # %% ../../nbs/20_tasks.partition.ipynb #c009
 @patch(as_prop=True)
@@ -43,7 +45,11 @@ def n_images(self:Partitions) -> int: "Number of images"; return self.labels.sha
 
 # %% ../../nbs/20_tasks.partition.ipynb #c010
 @patch
-def __getitem__(self:Partitions, i): return Partitions(self.labels[i], [self.notes[j] for j in np.atleast_1d(np.arange(len(self))[i])], self.kind)
+def __getitem__(self:Partitions,
+    i, # A row, a slice, or rows
+): # `Partitions` too
+    "Some of the partitions"
+    return Partitions(self.labels[i], [self.notes[j] for j in np.atleast_1d(np.arange(len(self))[i])], self.kind)
 
 # %% ../../nbs/20_tasks.partition.ipynb #c011
 @patch

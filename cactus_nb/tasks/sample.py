@@ -66,7 +66,7 @@ class TaskSampler:
     ):
         if not isinstance(partitions, Partitions): raise ValueError(f"Tasks are drawn from Partitions, not from {type(partitions).__name__}: give Partitions(labels), or label_partition(images).")
         check_counts(least=2, n_way=n_way); check_counts(k_shot=k_shot, n_query=n_query); check_counts(least=0, seed=seed)
-        self.n_way, self.k_shot, self.n_query, self.seed, self.n_images = n_way, k_shot, n_query, seed, partitions.n_images
+        self.n_way, self.k_shot, self.n_query, self.seed, self.n_images, self.kind = n_way, k_shot, n_query, seed, partitions.n_images, partitions.kind
         rows, starts, sizes, counts = zip(*(_lay_out(l, k_shot+n_query) for l in partitions.labels))
         self._check(partitions, counts)
         self.rows = torch.from_numpy(np.concatenate(rows))
@@ -260,7 +260,9 @@ def empty_dataset(
 
 # %% ../../nbs/21_tasks.sample.ipynb #c044
 @patch
-def new_empty(self:TaskDataset): return empty_dataset(self.x.shape[1:], self.n_way, self.k_shot, self.n_query, self.kind, self.transform_name)
+def new_empty(self:TaskDataset):
+    "What stands for it in an exported learner: no pixels, the same sizes of task"
+    return empty_dataset(self.x.shape[1:], self.n_way, self.k_shot, self.n_query, self.kind, self.transform_name)
 
 # %% ../../nbs/21_tasks.sample.ipynb #b20b69c0
 def _some_of_each(first, usable, pct, n_way, need, rng):
@@ -333,8 +335,9 @@ def task_dls(
     if num_workers and torch.device(device or 'cpu').type != 'cpu':
         raise ValueError(f"num_workers={num_workers} with tasks drawn on {device}: drawing is done there at once, give num_workers=0.")
     pixels = lambda images: torch.from_numpy(np.ascontiguousarray(images.x)).to(device or 'cpu')
-    x, kind, task = pixels(images.unlabelled()), 'labels' if partitions.kind == 'labels' or valid is not None else 'pseudo', (n_way, k_shot, n_query)
+    x, kind, task = pixels(images.unlabelled()), 'labels' if partitions.kind == 'labels' or not getattr(valid, 'pseudo', valid is None) else 'pseudo', (n_way, k_shot, n_query)
     sampler = _as_sampler(partitions, task, valid)
+    if getattr(sampler, 'needs_transform', False) and transform is None: raise ValueError("Where every image is its own class, its examples are one image: this source of tasks needs a transform, such as 'affine'.")
     if valid is not None: held_sampler, x_valid = label_sampler(valid, *task, seed+1), pixels(valid)
     else:
         partitions, held_out = hold_out(partitions, valid_pct, n_way, k_shot+n_query, seed)
