@@ -56,7 +56,7 @@ def _whole(axis): axis.get_major_locator().set_params(integer=True)
 # %% ../../nbs/50_show.plot.ipynb #514a29ef
 def _short(text, n=26):
     "The end of a long name; of a path its last part, where that says enough"
-    if len(text) > n and len(last := text.rsplit('/', 1)[-1]) >= 8: text = last
+    if len(text) > n and len(last := text.rsplit('/', 1)[-1]) >= 12: text = last
     return text if len(text) <= n else '…' + text[1-n:]
 
 # %% ../../nbs/50_show.plot.ipynb #c008
@@ -196,7 +196,7 @@ def _tsne_map(z, seed):
 def _umap_map(z, seed):
     try: from umap import UMAP
     except ImportError as e: raise ImportError("method='umap' needs umap-learn, which is not installed. Run pip install umap-learn, or choose 'pca' or 'tsne'.") from e
-    return UMAP(random_state=seed, n_jobs=1, n_neighbors=min(15, len(z)-1)).fit_transform(z), ['', '']
+    return UMAP(random_state=seed, n_jobs=1, n_neighbors=min(15, len(z)-1), init='spectral' if len(z) > 9 else 'random').fit_transform(z), ['', '']
 
 _maps = dict(pca=('PCA', _pca_map), tsne=('t-SNE', _tsne_map), umap=('UMAP', _umap_map))
 
@@ -224,7 +224,7 @@ def show_map(
     by=None,              # Colours: `Partitions`; or for scoring labelled images, or the class of each row `[n]`; None has none
     p:int=0,              # Which partition
     method:str='pca',     # `pca`, `tsne` (scikit-learn), or `umap` (needs umap-learn)
-    images:ImageSet|None=None, # Draws some of these images at their points
+    images:ImageSet|None=None, # Draws some of these images beside their points
     n_points:int=2000,    # Points at most
     n_colours:int=7,      # Groups with a colour, at most 7
     n_images:int=50,      # Images at most
@@ -263,12 +263,12 @@ def _draw_points(ax, xy, mine, chosen, name, groups):
 
 # %% ../../nbs/50_show.plot.ipynb #b570bf95
 def _draw_images(ax, xy, x, rows, colours, n):
-    "Images at those of the points, from the first on, that leave each other room"
+    "Images beside those of the points, from the first on, that leave each other room"
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
     kept, room = [], 0.08*np.ptp(xy, 0).max()
     for i,o in enumerate(xy):
         if len(kept) < n and all(np.abs(xy[kept] - o).max(1) > room): kept.append(i)
-    for i in kept: ax.add_artist(AnnotationBbox(OffsetImage(image_strip(x[rows[i]][None], gap=0), zoom=15/x.shape[2]), xy[i], pad=0, bboxprops=dict(edgecolor=colours[i], lw=1.5)))
+    for i in kept: ax.add_artist(AnnotationBbox(OffsetImage(image_strip(x[rows[i]][None], gap=0), zoom=15/x.shape[2]), xy[i], pad=0, box_alignment=(-0.1, -0.1), bboxprops=dict(edgecolor=colours[i], lw=1.5)))
 
 # %% ../../nbs/50_show.plot.ipynb #c018
 @torch.no_grad()
@@ -381,7 +381,7 @@ def _draw_curve(ax, tables, column, name, i):
     values = scale*pd.concat([t[column] for t in tables], axis=1).astype(float)
     good = values.where(np.isfinite(values))
     mean, epochs = good.mean(axis=1), good.index + 1
-    ax.plot(epochs, mean, 'o-', ms=3, lw=1.5, color=_palette[i%len(_palette)], ls=['-', '--', ':'][i//len(_palette)%3], label=name)
+    ax.plot(epochs, mean, marker='o', ms=3, lw=1.5, color=_palette[i%len(_palette)], ls=['-', '--', ':'][i//len(_palette)%3], label=name)
     low, high, band = good.min(axis=1), good.max(axis=1), 'lowest to highest run'
     if len(tables) == 1: low, high, band = (mean, mean, None) if scale == 1 or 'ci95' not in tables[0] else (mean - 100*tables[0].ci95, mean + 100*tables[0].ci95, '95 % over tasks')
     if band: ax.fill_between(epochs, low, high, color=_palette[i%len(_palette)], alpha=0.2, lw=0)
