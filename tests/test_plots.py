@@ -161,3 +161,16 @@ def test_alt_text():
     "Every picture of the page says in words what is on it."
     cells = [c for c in json.loads(page.read_text())['cells'] if any('image/png' in o.get('data', {}) for o in c.get('outputs', []))]
     assert len(cells) > 12 and not [c['source'] for c in cells if not c['source'][0].startswith('#| fig-alt: ')]
+
+
+@pytest.mark.parametrize('method', ['protonets', 'maml'])
+def test_fastais_show_results(method):
+    "`learn.show_results()`, as everywhere in fastai, for both methods"
+    from cactus_nb.backbones import conv4, conv4_classifier
+    from cactus_nb.meta.learner import maml_learner, proto_learner
+    from cactus_nb.tasks.sample import task_dls
+    images = some(10, size=28)
+    dls = task_dls(images, label_partition(images), images, n_way=3, k_shot=1, n_query=2, bs=2, n_tasks=2, n_valid=2)
+    learn = proto_learner(dls, conv4(n_filters=4, seed=0)) if method == 'protonets' else maml_learner(dls, conv4_classifier(3, n_filters=4, seed=0), test_steps=2)
+    with learn.no_bar(): learn.show_results()
+    assert len(plt.gcf().axes) >= 2 and all('right' in o.get_title(loc='left') for o in plt.gcf().axes[:2])
