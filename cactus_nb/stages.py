@@ -55,14 +55,14 @@ methods = dict(
 common = dict(encoder='autoencoder', partition='kmeans', margin=0., n_way=20, k_shot=1, n_query=5, transform='none', query_transform=None, seed=0)
 
 # %% ../nbs/52_stages.ipynb #1073f382
-def _rounds(first, *others, **kwargs): return [dict(epochs=first), *(dict(epochs=n, n_clusters=None) | kwargs for n in others)] # n_clusters: see `cluster_size`
+def _rounds(first, *others, **kwargs): return [dict(epochs=first), *(dict(epochs=n, n_clusters=None) | kwargs for n in others)] # see `fit_to`
 
 _instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, cluster_size=15) # what `best` means for every data set
 best = dict(
-    glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 2, 2, n_way=40))),
-    omniglot=dict(protonets=dict(precision='auto', n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, n_way=60)),
-                  maml     =dict(n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(4, 4, 4))),
-    **{k: dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, n_way=40))) for k in ('mini-imagenet', 'folder')})
+    glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 2, 2))),
+    omniglot=dict(protonets=dict(precision='auto', n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8)),
+                  maml     =dict(n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(4, 4, 4, n_query=5))),
+    **{k: dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8))) for k in ('mini-imagenet', 'folder')})
 
 # %% ../nbs/52_stages.ipynb #d9d9c259
 def preset(
@@ -159,8 +159,10 @@ def fit_to(
     images:ImageSet, # What they are for
 ) -> dict:
     "Settings with the number of clusters; raises `ValueError` where it is more than there are images"
-    rounds = [o | dict(n_clusters=max(2*(o.get('n_way') or cfg['n_way']), len(images)//cfg['cluster_size'])) if o.get('n_clusters', 0) is None else o for o in cfg.get('rounds') or []]
-    if rounds: return cfg | dict(rounds=rounds, n_clusters=rounds[-1].get('n_clusters'), fingerprint=images.fingerprint)
+    if cfg.get('rounds'):
+        k = max(2*cfg['n_way'], len(images)//cfg['cluster_size'])
+        task = dict(n_clusters=k, n_way=cfg['n_way'], k_shot=cfg['k_shot'])
+        return cfg | dict(rounds=[o | task if o.get('n_clusters', 0) is None else o for o in cfg['rounds']], n_clusters=k, fingerprint=images.fingerprint)
     k, made = cfg['n_clusters'] or max(2*cfg['n_way'], min(500, len(images)//20)), not cfg.get('partitions') and not cfg['method'].startswith('oracle')
     if made and not cfg['n_clusters'] and k > len(images): raise ValueError(f"{len(images):,} images are too few to cut {k} clusters, two tasks of n_way={cfg['n_way']}, from them. Give more images, or lower n_way.")
     if made and k > len(images): raise ValueError(f"n_clusters={k} over {len(images):,} images: give at most {len(images):,}.")
@@ -254,10 +256,10 @@ def train_stage(
         rounds = [Round(**o) for o in cfg.get('rounds') or []]
         cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *([Bfloat16()] if low else []), *run.cbs]
         with run.stage(name), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
-            if rounds: fit_rounds(learn, rounds, cfg['lr'], cfg['seed'], path/'rounds', cbs)
+            if rounds: rounds = fit_rounds(learn, rounds, cfg['lr'], cfg['seed'], path/'rounds', cbs).log # those that were kept
             else: (learn.fit if cfg.get('schedule') == 'constant' else learn.fit_one_cycle)(cfg['epochs'], cfg['lr'], cbs=cbs)
             about = {k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'fingerprint', 'bn')}
-            save_run(learn, path, **about, steps=sum(r.epochs for r in rounds)*len(dls.train) if rounds else cfg['epochs']*len(dls.train), rounds=len(rounds) or None, precision='bfloat16' if low else 'float32',
-                     n_partitions=rounds[-1].n_partitions if rounds else None if partitions.kind == 'labels' else len(partitions))
+            save_run(learn, path, **about, steps=(sum(o['epochs'] for o in rounds) if rounds else cfg['epochs'])*len(dls.train), rounds=len(rounds) or None, precision='bfloat16' if low else 'float32',
+                     n_partitions=rounds[-1]['n_partitions'] if rounds else None if partitions.kind == 'labels' else len(partitions))
         (path/'checkpoint.safetensors').unlink(missing_ok=True)
     return load_run(path)

@@ -111,3 +111,23 @@ def test_own_embedding(tmp_path):
     code, out, err = finish('cactus_train', '--embedding', tmp_path/'z.npy', '--out', tmp_path/'run', *FEW)
     assert code == 0, err
     assert 'cactus-protonets (own)' in out
+
+
+def test_preset_best(tmp_path):
+    "Rounds by the command: trained, resumed, scored round by round; one's own way goes for all rounds, and no label is needed."
+    few = '--preset best --n_way 5 --n_tasks 5 --split 30,20,20 --n_test 20'.split()
+    code, out, err = finish('cactus_train', '--out', tmp_path/'run', *few)
+    assert code == 0, err
+    cfg, res = (json.loads((tmp_path/'run'/f'{o}.json').read_text()) for o in ('config', 'result'))
+    assert [o.get('n_way') for o in cfg['rounds']] == [None, 5, 5] and cfg['rounds'][1]['n_clusters'] == 40 # 600 images
+    assert (res['rows'][0]['embedding'], res['rows'][0]['rounds'], res['rows'][0]['steps'], res['rows'][0]['transform']) == ('instance', 3, 35, 'affine')
+    code, out, err = finish('cactus_eval', '--run', tmp_path/'run', '--rounds', '--n_way', '5', '--n_test', '20')
+    assert code == 0, err
+    rounds = json.loads((tmp_path/'run'/'rounds.json').read_text())
+    assert [o['purity'] is None for o in rounds['rounds']] == [True, False, False] and rounds['split'] == 'test'
+    rng = torch.Generator().manual_seed(0)
+    from PIL import Image
+    (tmp_path/'photos').mkdir()
+    for i in range(120): Image.fromarray(torch.randint(0, 256, (28, 28), generator=rng, dtype=torch.uint8).numpy()).save(tmp_path/'photos'/f'{i}.png')
+    code, out, err = finish('cactus_train', '--data', tmp_path/'photos', '--size', 28, '--channels', 1, '--out', tmp_path/'own', *few[:6], '--n_test', 20)
+    assert code == 0 and 'pseudo' in out, err

@@ -107,6 +107,7 @@ def _check_ids(ids, n):
 # %% ../../nbs/00_data.core.ipynb #c022
 class ImageSet:
     "Images as uint8 `[n, c, h, w]`, with labels where there are any, and where each row came from."
+    pseudo = False # are the labels made up, as those of `instance_set`?
     def __init__(self,
         x, # Pixels: uint8 array, memory map or tensor `[n, c, h, w]`
         y=None, # Labels `[n]`: whole numbers that index `classes`, or names; None where there are none

@@ -9,9 +9,8 @@ __all__ = ['attribute_pools', 'AttributeSampler']
 from itertools import combinations
 import numpy as np, torch
 from fastcore.basics import patch
-from ..data.core import check_counts
 from ..data.papers import AttributeSet
-from .sample import draw_distinct, random_bits
+from .sample import TaskSource, draw_distinct, random_bits
 
 # %% ../../nbs/22_tasks.attributes.ipynb #d0c5136c
 def attribute_pools(
@@ -26,7 +25,7 @@ def attribute_pools(
     return np.array(triples).reshape(-1, 3)[t], s + 4, sizes[t,s]
 
 # %% ../../nbs/22_tasks.attributes.ipynb #26ce2a97
-class AttributeSampler:
+class AttributeSampler(TaskSource):
     "Draw 2-way tasks of attributes as rows of the image set; raises `ValueError` if no pool is large enough"
     kind = 'labels'
     def __init__(self,
@@ -36,14 +35,12 @@ class AttributeSampler:
         seed:int=0,          # Same seed and attributes: same tasks, in any batch size
     ):
         if not isinstance(images, AttributeSet) or images.attributes is None: raise ValueError(f"{images!r} has no attributes to make tasks of. Give an AttributeSet, such as celeba() is.")
-        check_counts(k_shot=k_shot, n_query=n_query); check_counts(least=0, seed=seed)
-        self.n_way, self.k_shot, self.n_query, self.seed, self.n_images = 2, k_shot, n_query, seed, len(images)
+        super().__init__(len(images), 2, k_shot, n_query, seed)
         self.has = np.ascontiguousarray(images.attributes.T) # [m, n]
         self.triples, self.signs, self.sizes = attribute_pools(images.attributes, k_shot + n_query)
         if not len(self.signs): self._refuse(images)
 
     def __len__(self): return len(self.signs)
-    def to(self, device): return self # rows are drawn on the CPU and follow the pixels
     def __repr__(self): return f"{len(self):,} pools of two classes, from {len(self.has)} attributes of {self.n_images:,} images"
 
 # %% ../../nbs/22_tasks.attributes.ipynb #014d24c3
@@ -76,14 +73,6 @@ def rows_of(self:AttributeSampler,
     classes = [torch.from_numpy(c) for p,o in zip(pools, order) for c in self.classes_of(p)[::1 - 2*o]]
     members = draw_distinct(bits[:,2:].reshape(-1, need), torch.tensor([len(c) for c in classes]))
     return torch.stack([c[m] for c,m in zip(classes, members)]).view(-1, 2, need)
-
-@patch
-def sample(self:AttributeSampler,
-    n_tasks:int, # Number of tasks
-    start:int=0, # Number of the first
-) -> torch.Tensor: # `[n_tasks, 2, k_shot + n_query]` int64
-    "Draw tasks `start` to `start + n_tasks - 1`"
-    return self.rows_of(torch.arange(start, start+n_tasks))
 
 # %% ../../nbs/22_tasks.attributes.ipynb #cccd58a0
 @patch
