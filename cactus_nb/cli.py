@@ -114,7 +114,7 @@ def _to_score(learn, every=10): return learn.maml.inner_loop(every=every) if has
 def _how(path):
     "What a row tells about the training of a run"
     info = run_info(path)
-    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions')) | ({'rounds': info['rounds']} if info.get('rounds') else {})
+    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions')) | {k: info[k] for k in ('rounds', 'precision') if info.get(k) not in (None, 'float32')}
 
 # %% ../nbs/60_cli.ipynb #c036
 def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
@@ -244,6 +244,7 @@ def cactus_train(
     first_order:store_true=False, # MAML: leave second derivatives out?
     adapt:str=None,           # MAML: what the inner loop changes: weights (not those of norms), all, or head (ANIL)
     bn:str=None,              # Batch-norm statistics at test: running (inductive; of ProtoNets) or batch (transductive; of MAML)
+    precision:str=None,       # ProtoNets: float32, bfloat16 (faster where the processor has it), or auto (bfloat16 where it is faster); float32 if not given, auto in best
     pseudo_valid:store_true=False, # Validate on held-out pseudo-tasks instead of labelled classes?
     split:str=None,           # Classes to train on, to validate on and to test on, with commas between; a folder has none and needs no label
     size:int=None,            # Folder: height and width of an image in pixels
@@ -465,12 +466,12 @@ def _embedding_alone(run, grid, score):
     return [result_row(r, name, of, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for name,r,d in alone]
 
 # %% ../nbs/60_cli.ipynb #e378fc87
-def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info):
+def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info, split):
     "What each round was trained on, and what came of it"
     if not (Path(run)/'rounds'/'rounds.json').exists(): raise ValueError(f"{run} was not trained in rounds: leave --rounds out.")
     from cactus_nb.score.choose import rounds_report
     rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed)
-    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], split=info['split'], seed=seed, minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
+    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
     print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
 
 # %% ../nbs/60_cli.ipynb #c062
@@ -508,5 +509,5 @@ def cactus_eval(
     beside = _embedding_alone(run, grid, score)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
     for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")
-    if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_test, seed, info | dict(root=root or info.get('root')))
+    if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_test, seed, info | dict(root=root or info.get('root')), split)
     _report(res, Path(run)/'result.json')

@@ -24,7 +24,7 @@ from .encoders.bigan import BiGAN
 from .encoders.core import PCA, Autoencoder, Encoder, NetEncoder, OwnEmbedding
 from .encoders.instance import Instance
 from .encoders.whiten import Pixels, Whitened
-from .meta.learner import load_run, maml_learner, proto_learner, save_run
+from .meta.learner import Bfloat16, has_bfloat16, load_run, maml_learner, proto_learner, save_run
 from .meta.maml import ClipGradValue
 from .meta.rounds import Round, fit_rounds
 from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback
@@ -59,10 +59,10 @@ def _rounds(first, *others, **kwargs): return [dict(epochs=first), *(dict(epochs
 
 _instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, cluster_size=15) # what `best` means for every data set
 best = dict(
-    glyphs  =dict(protonets=dict(n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 2, 2, n_way=40))),
-    omniglot=dict(protonets=dict(n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, n_way=60)),
+    glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 2, 2, n_way=40))),
+    omniglot=dict(protonets=dict(precision='auto', n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, n_way=60)),
                   maml     =dict(n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(4, 4, 4))),
-    **{k: dict(protonets=dict(n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, n_way=40))) for k in ('mini-imagenet', 'folder')})
+    **{k: dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, n_way=40))) for k in ('mini-imagenet', 'folder')})
 
 # %% ../nbs/52_stages.ipynb #d9d9c259
 def preset(
@@ -120,7 +120,8 @@ def _checked(cfg):
     _check_root(cfg)
     for k in ('transform', 'query_transform'): as_transform(cfg[k]) # an unknown name is an error here
     _one_of(schedule=(cfg.get('schedule'), ('one-cycle', 'constant')), bn=(cfg['bn'], ('running', 'batch')), adapt=(cfg.get('adapt'), ('weights', 'all', 'head')),
-            encoder_preset=(cfg.get('encoder_preset'), ('quick', 'full')))
+            encoder_preset=(cfg.get('encoder_preset'), ('quick', 'full')), precision=(cfg.get('precision'), ('float32', 'bfloat16', 'auto')))
+    if cfg.get('precision') == 'bfloat16' and cfg['method'].endswith('maml'): raise ValueError("precision='bfloat16' is for ProtoNets: MAML's second derivatives lose too many digits. Leave --precision out.")
     return cfg
 
 def _one_of(**kwargs):
@@ -249,13 +250,14 @@ def train_stage(
         path.mkdir(exist_ok=True)
         dls = task_dls(images, partitions, valid, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['bs'], cfg['n_tasks'], cfg['n_valid'], seed=cfg['seed'], device=run.device, transform=_transforms(cfg))
         learn = _make_learner(cfg, dls, path)
+        low = cfg.get('precision') == 'bfloat16' or cfg.get('precision') == 'auto' and has_bfloat16(run.device)
         rounds = [Round(**o) for o in cfg.get('rounds') or []]
-        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *run.cbs]
+        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *([Bfloat16()] if low else []), *run.cbs]
         with run.stage(name), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
             if rounds: fit_rounds(learn, rounds, cfg['lr'], cfg['seed'], path/'rounds', cbs)
             else: (learn.fit if cfg.get('schedule') == 'constant' else learn.fit_one_cycle)(cfg['epochs'], cfg['lr'], cbs=cbs)
             about = {k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'fingerprint', 'bn')}
-            save_run(learn, path, **about, steps=sum(r.epochs for r in rounds)*len(dls.train) if rounds else cfg['epochs']*len(dls.train), rounds=len(rounds) or None,
+            save_run(learn, path, **about, steps=sum(r.epochs for r in rounds)*len(dls.train) if rounds else cfg['epochs']*len(dls.train), rounds=len(rounds) or None, precision='bfloat16' if low else 'float32',
                      n_partitions=rounds[-1].n_partitions if rounds else None if partitions.kind == 'labels' else len(partitions))
         (path/'checkpoint.safetensors').unlink(missing_ok=True)
     return load_run(path)

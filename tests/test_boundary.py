@@ -579,6 +579,8 @@ command('a folder of something else, --fresh', demo, '--fresh', '--out', lambda 
 command('counts of classes for MNIST', train, '--data', 'mnist', '--split', '5,3,2', '--out', out)
 command('the preset best, and clusters', train, '--preset', 'best', '--n_clusters', 100, '--out', out)
 command('the preset best where there is none', train, '--preset', 'best', '--method', 'maml', '--out', out)
+command('bfloat16 for MAML', train, '--method', 'maml', '--precision', 'bfloat16', '--out', out)
+command('a precision that is not known', train, '--precision', 'float16', '--out', out)
 command('a preset that is not known', train, '--preset', 'great', '--out', out)
 command('CelebA in the demo', demo, '--data', 'celeba')
 command('another data set\'s folder', demo, '--data', 'omniglot', '--root', lambda tmp: tmp)

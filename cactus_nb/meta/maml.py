@@ -272,7 +272,7 @@ class MAMLCallback(Callback):
 
     def _adapt_and_classify(self, *xb):
         self._give_back()
-        net, n_way = get_model(self.learn.model), self.dl.dataset.n_way
+        net, n_way = get_model(self.learn.model), getattr(self.dl, 'dataset', self.dls.valid_ds).n_way # `show_results` gives a list for a loader
         if len(xb) != 3: return net(*xb) # an interrupt came before the batch did
         xs, ys, xq = xb
         tasks = maml_adapt(net, dict(net.named_parameters()), xs, ys, inner_steps=self.inner_steps if self.training else self.test_steps,

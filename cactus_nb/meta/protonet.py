@@ -74,7 +74,7 @@ class ProtoNetCallback(Callback):
 
     def before_batch(self):
         xs, self.ys, xq = self.learn.xb
-        self.sizes, self.n_way = (xs.shape[1], xq.shape[1]), self.dl.dataset.n_way
+        self.sizes, self.n_way = (xs.shape[1], xq.shape[1]), getattr(self.dl, 'dataset', self.dls.valid_ds).n_way # `show_results` has a list of batches for a loader
         self.learn.xb = (torch.cat([xs, xq], 1).flatten(0, 1),)
         if self.training and self.stats == 'task' and len(xs) > 1: get_model(self.learn.model).forward = self._by_task
 

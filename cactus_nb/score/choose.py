@@ -13,7 +13,7 @@ from pathlib import Path
 from ..backbones import build_backbone, conv4
 from ..data.core import ImageSet
 from ..encoders.core import effective_dimension
-from ..meta.learner import proto_learner
+from ..meta.learner import Bfloat16, proto_learner
 from ..meta.rounds import Round, agreement, fit_rounds, round_embedding
 from ..runs import environment, load_tensors, read_json, write_json
 from .evaluate import evaluate, evaluate_grid, pack_tasks, result_row
@@ -72,6 +72,7 @@ def try_setting(
     lr:float=1e-3,    # Highest rate
     seed:int=0,       # Of everything
     n_tasks:int=600,  # Tasks of the accuracy
+    precision:str='float32', # Or `bfloat16`, see `Bfloat16`
 ) -> dict: # The setting, the criteria, and `accuracy` of 20-way 1-shot tasks with its `ci95`, percent
     "Train one short round and look at what came of it, without labels and with"
     def learner(dls): net = build_backbone(config); net.load_state_dict(weights); return proto_learner(dls, net)
@@ -81,7 +82,7 @@ def try_setting(
     source = TaskSampler(parts, **task, seed=seed)
     if setting['instances']: source = MixedSampler([source, InstanceSampler(len(train), **task, seed=seed)], [1 - setting['instances'], setting['instances']], seed)
     learn = learner(task_dls(train, source, instance_set(held[:2*setting['n_way']].unlabelled()), **task, bs=1, n_tasks=n_steps, n_valid=2, transform=None if setting['transform'] == 'none' else setting['transform'], seed=seed))
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lr)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lr, cbs=Bfloat16() if precision == 'bfloat16' else None)
     truth = evaluate(learn, held, 20, 1, n_tasks=n_tasks, seed=seed)
     return setting | label_free(learn, held, seed=seed) | dict(of_its_partitions=agreement(parts) if len(parts) > 1 else None, accuracy=truth.mean, ci95=truth.ci95)
 

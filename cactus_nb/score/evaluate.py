@@ -90,14 +90,18 @@ def _score(method, x, sampler, n_tasks, budget):
     need = sampler.n_way*(sampler.k_shot + sampler.n_query)
     bs, found = max(1, budget//(4*need*x[0].numel())), []
     for start in range(0, n_tasks, bs):
-        rows = sampler.sample(min(bs, n_tasks-start), start)
-        xs, ys, xq, yq = gather_task(x, rows.to(x.device), sampler.k_shot)
-        logits = method.logits(xs, ys, xq)
-        _check_logits(logits, (len(rows), yq.shape[1], sampler.n_way), start)
-        found.append((logits.argmax(-1) == yq.to(logits.device)).float().mean(-1).cpu())
+        logits, yq = _answers(method, x, sampler.sample(min(bs, n_tasks-start), start), sampler.k_shot, start)
+        found.append((logits.argmax(-1) == yq).float().mean(-1).cpu())
     return 100*torch.cat(found, -1).double().numpy()
 
 # %% ../../nbs/40_score.evaluate.ipynb #c020
+def _answers(method, x, rows, k_shot, start=0):
+    "Class scores of the queries of these tasks, after each step where there are some, and their labels"
+    xs, ys, xq, yq = gather_task(x, rows.to(x.device), k_shot)
+    logits = method.logits(xs, ys, xq)
+    _check_logits(logits, (len(rows), yq.shape[1], rows.shape[1]), start)
+    return logits, yq.to(logits.device)
+
 def _check_logits(logits, shape, start):
     if not torch.is_tensor(logits): raise ValueError(f"The method gave a {type(logits).__name__}; needed class scores [tasks, queries, n_way] = {shape}, a tensor.")
     if tuple(logits.shape[-3:]) != shape or logits.dim() > 4: raise ValueError(f"The method gave class scores {tuple(logits.shape)}; needed [tasks, queries, n_way] = {shape}.")

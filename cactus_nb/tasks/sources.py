@@ -17,8 +17,14 @@ from .sample import draw_distinct, random_bits
 class TaskSource:
     "Draws tasks as rows of an image set; a subclass gives `rows_of`"
     kind, needs_transform = 'pseudo', False
-    def __init__(self, n_images, n_way, k_shot, n_query, seed):
-        check_counts(least=2, n_way=n_way); check_counts(k_shot=k_shot, n_query=n_query); check_counts(least=0, seed=seed)
+    def __init__(self,
+        n_images:int, # Images in the set
+        n_way:int,    # Classes in a task
+        k_shot:int,   # Support images a class
+        n_query:int,  # Query images a class
+        seed:int=0,   # Same seed: same tasks
+    ):
+        check_counts(n_images=n_images); check_counts(least=2, n_way=n_way); check_counts(k_shot=k_shot, n_query=n_query); check_counts(least=0, seed=seed)
         self.n_images, self.n_way, self.k_shot, self.n_query, self.seed = n_images, n_way, k_shot, n_query, seed
 
     def to(self, device): # where to draw from now on
