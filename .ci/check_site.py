@@ -37,7 +37,7 @@ def process():
     return root/'_proc'
 
 def options(src):
-    "The options of a cell, as YAML: a colon in an alt text that is not quoted is an error here as it is to Quarto"
+    "The options of a cell, which Quarto reads as YAML"
     return yaml.safe_load('\n'.join(re.findall(r'^#\|\s*([\w-]+:.*)$', src, flags=re.M))) or {}
 
 def figure(data, file, folder, alt, caption):
@@ -155,6 +155,12 @@ def output_faults(proc, nb):
         if 'Call self as a function' in said: yield f"no docstring: {re.findall('^### (.*)', said, flags=re.M)}"
         if any(bar.search(text(o.get('text'))) for o in c.get('outputs', [])): yield f"a progress bar in an output: {text(c['source'])[:60]!r} (#| output: false, or run this with --mend)"
 
+def option_faults(proc, nb):
+    "Options that are no YAML, as where an alt text holds a colon and no quotes: Quarto stops there"
+    for c in cells(proc/nb):
+        try: options(text(c['source']))
+        except yaml.YAMLError as e: yield f"the options of a cell are no YAML, {e.problem} (quotes around a text with a colon?): {text(c['source'])[:80]!r}"
+
 def listed(o, folder):
     "Every notebook that a sidebar names, patterns filled in"
     if isinstance(o, list): return [h for x in o for h in listed(x, folder)]
@@ -187,6 +193,7 @@ def symbol_faults(pages, modidx):
 
 def site_faults(proc, out, site):
     "Make the pages of `proc` in `out`, and say what is wrong with them"
+    if wrong := [f'{nb.relative_to(proc)}: {o}' for nb in notebooks(proc) for o in option_faults(proc, nb)]: return (yield from wrong)
     htmls = make(proc, out)
     pages = {o: Page(read(out/o)) for o in htmls.values()}
     for nb,html in htmls.items(): yield from (f'{nb}: {o}' for o in (*page_faults(html, pages, out, site), *output_faults(proc, nb)))

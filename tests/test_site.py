@@ -65,6 +65,7 @@ def test_nothing_wrong(tmp_path):
     ([md('words '*400_000)], '2.4 MB with its figures; at most 2'),
     ([code('t', shown(text_html='<div style="color: red; width: 1200px">x</div>'))], 'a <div> is set to more than 720 pixels'),
     ([code('fit()', said('epoch\n█\r|--------| 3.00% [1/30]\r'))], "a progress bar in an output: 'fit()'"),
+    ([drawn('#| fig-alt: left: a dot\n')], "the options of a cell are no YAML, mapping values are not allowed here"),
     ([symbol('*Call self as a function.*')], "no docstring: ['f']"),
 ])
 def test_faults_of_a_page(tmp_path, cells, words):
@@ -82,10 +83,6 @@ def test_faults_of_a_page(tmp_path, cells, words):
 ])
 def test_faults_of_a_site(tmp_path, what, words):
     assert any(words in o for o in build(tmp_path, **what))
-
-def test_alt_text_that_is_no_yaml(tmp_path):
-    "Quarto cannot read the options of such a cell either."
-    with pytest.raises(Exception, match='mapping values are not allowed'): build(tmp_path, drawn('#| fig-alt: left: a dot\n'))
 
 def test_symbols():
     "A name that is exported needs a heading of its own; a private one and a method do not."
