@@ -27,8 +27,8 @@ def build(folder, *more, home=None, css=style, sidebar=sidebar):
     "What is wrong with a site of a home page and a page `deep` with the cells `more`"
     proc, out = folder/'proc', folder/'out'
     (proc/'more').mkdir(parents=True); out.mkdir()
-    (proc/'styles.css').write_text(css); (proc/'dot.png').write_bytes(base64.b64decode(png)); (proc/'links.lua').write_text((root/'nbs'/'links.lua').read_text())
-    (proc/'_quarto.yml').write_text(json.dumps(dict(filters=['links.lua'], website=dict(sidebar=dict(contents=sidebar)))))
+    (proc/'styles.css').write_text(css); (proc/'dot.png').write_bytes(base64.b64decode(png)); (proc/'tidy.lua').write_text((root/'nbs'/'tidy.lua').read_text())
+    (proc/'_quarto.yml').write_text(json.dumps(dict(filters=['tidy.lua'], website=dict(sidebar=dict(contents=sidebar)))))
     home = home or [md('![Two dots and a line](dot.png)'), md('## The lines'), code('run()', said('done')), md('## Then')]
     for path,cells in {'index': page('index', *home), 'more/00_deep': page('deep', *more)}.items(): (proc/f'{path}.ipynb').write_text(json.dumps(dict(cells=cells)))
     return [*check_site.site_faults(proc, out, site)]
@@ -43,10 +43,11 @@ def test_nothing_wrong(tmp_path):
     "Links by notebook and by address, anchors, figures of three kinds, signatures, wide things: all as they should be."
     more = [md(f'[home](../index.ipynb), [lines](../index.ipynb#the-lines), [here](#deeper), [`g`]({site}/index.html#then), [`_f`]({site}/index.html#_f), [outside](https://example.com)'),
             md('## Deeper\n\n![A dot, and no more](../dot.png)\n\n`[a](b)`, and $$x^2$$'), drawn(), symbol(), code('#| output: false\nfit()', said('█\r 3%')),
-            code('t', shown(text_html='<table style="width: 300px"><tr><td>1</td></tr></table>')), code('x'*300, said('y'*300))]
+            code('t', shown(text_html='<table style="width: 300px"><tr><td>1 ± 2</td></tr></table>')), md('3 ± 4'), code('x'*300, said('y'*300))]
     assert build(tmp_path, *more) == []
-    html = (tmp_path/'out'/'more'/'deep.html').read_text()
+    html = (tmp_path/'out'/'more'/'deep.html').read_text(encoding='utf-8')
     assert 'href="../index.html"' in html and 'href="../index.html#the-lines"' in html and 'src="00_deep_files/' in html
+    assert '1&nbsp;±&nbsp;2' in html and '3\u00a0±\u00a04' in html
     assert 'signature' in html and f'{site}/index.html#g' not in html and '#_f"' not in html
 
 @pytest.mark.parametrize('cells,words', [
