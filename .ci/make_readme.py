@@ -14,13 +14,13 @@ external = re.compile(r'[a-zA-Z][a-zA-Z0-9+.-]*:|[#/]|$')
 
 def text(x): return ''.join(x or [])
 
-def pandoc(s, frm, to='gfm'):
+def pandoc(s, frm, to='gfm', *args):
     "Convert `s` by the Pandoc that pypandoc_binary carries, never by another one that happens to be installed"
     try: import pypandoc
     except ImportError: raise SystemExit("make_readme: needs pypandoc_binary: pip install -c constraints.txt -e '.[dev]'")
     exe = Path(pypandoc.__file__).parent/'files'/('pandoc.exe' if os.name == 'nt' else 'pandoc')
     if exe.exists(): os.environ['PYPANDOC_PANDOC'] = str(exe)
-    return pypandoc.convert_text(s, to, format=frm, extra_args=['--wrap=preserve']).replace('\r\n', '\n')
+    return pypandoc.convert_text(s, to, format=frm, extra_args=['--wrap=preserve', *args]).replace('\r\n', '\n')
 
 def processed(path):
     "The cells of the notebook after nbdev's processors, without links for symbols: those vary with what is installed"

@@ -46,6 +46,12 @@ def test_quarto_yml():
     web = yaml.safe_load(read(nbs/'nbdev.yml'))['website']
     assert (web['title'], web['description'], web['repo-url']) == (cfg['title'], cfg['description'], cfg['git_url'])
 
+def test_docs_workflow():
+    "The site is built by exact versions: a new Quarto, or a new version of an action, comes when someone has tried it."
+    steps = [s for job in yaml.safe_load(read(root/'.github'/'workflows'/'docs.yaml'))['jobs'].values() for s in job['steps']]
+    assert not [s['uses'] for s in steps if 'uses' in s and not re.search(r'@v\d+\.\d+\.\d+$', s['uses'])]
+    assert [s['with']['version'] for s in steps if 'quarto-actions' in s.get('uses', '') and re.fullmatch(r'\d+\.\d+\.\d+', s['with']['version'])]
+
 def test_sidebar():
     "A notebook that the sidebar leaves out cannot be found on the site."
     listed = hrefs(yaml.safe_load(read(root/'_quarto.yml'))['website']['sidebar']['contents'])
