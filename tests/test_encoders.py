@@ -1,10 +1,15 @@
 "Encoders at their edges: what is refused, what stays on disk, what a file brings back."
 import tracemalloc, warnings
 import numpy as np, pytest, torch
+from fastai.callback.core import Callback
 from torch import nn
 from cactus_nb.data.core import ImageSet
+from cactus_nb.data.sets import glyphs
 from cactus_nb.encoders import core
+from cactus_nb.encoders.acai import ACAI
+from cactus_nb.encoders.bigan import BiGAN
 from cactus_nb.encoders.core import *
+from cactus_nb.encoders.infogan import InfoGAN, InfoGANNet, infogan_loss
 from cactus_nb.encoders.whiten import *
 
 rng = np.random.default_rng(0)
@@ -168,3 +173,59 @@ def test_checked_without_a_copy(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert np.shares_memory(z, mapped) and peak < mapped.nbytes/5
+
+
+# networks that are trained
+
+class Stop(Callback):
+    order = 100
+    def after_epoch(self):
+        if self.epoch == 0: raise KeyboardInterrupt
+
+networks = [ACAI, BiGAN, InfoGAN]
+
+@pytest.mark.parametrize('made', networks)
+def test_same_weights(made, tmp_path):
+    "The same seed gives the same weights, to the bit, also where the training was stopped in between, labels or not; another seed gives others."
+    def fit(imgs=images.unlabelled(), cbs=None, checkpoint=None, seed=0):
+        return made(**made.presets['quick'] | dict(n_epochs=2, bs=32), seed=seed, quiet=True, cbs=cbs, checkpoint=checkpoint).fit(imgs)
+    enc, other = fit(), fit(seed=1)
+    with pytest.raises(KeyboardInterrupt): fit(cbs=Stop(), checkpoint=tmp_path/'c.safetensors')
+    for again in (fit(images), fit(checkpoint=tmp_path/'c.safetensors')):
+        assert all(torch.equal(v, again.state()[k]) for k,v in enc.state().items())
+        assert (again.embed(images) == enc.embed(images)).all()
+    assert (other.embed(images) != enc.embed(images)).any()
+    enc.save(tmp_path/'e.safetensors')
+    again = Encoder.load(tmp_path/'e.safetensors')
+    assert (again.embed(images) == enc.embed(images)).all() and again.config == enc.config
+
+@pytest.mark.parametrize('shape, d', [((3,84,84), 32), ((1,28,28), 32), ((3,8,12), 32)])
+def test_infogan_shapes(shape, d):
+    x = ImageSet(rng.integers(0, 256, (40, *shape), dtype=np.uint8))
+    enc = InfoGAN(width=2, layer='shared', n_epochs=2, bs=4, lr=1e-2, n_categories=4, n_continuous=1, quiet=True).fit(x)
+    assert enc.embed(x).shape == (40, d) and enc.reconstruct(x).x.shape == x.x.shape
+    assert enc.sweep(0, 2).shape == (2, 4, *shape) and enc.sweep(1, 2, 5).shape == (2, 5, *shape)
+
+def test_infogan_without_continuous_codes():
+    "A category alone is a code, and all that the sweeps can show."
+    x = glyphs()[::40].unlabelled()
+    enc = InfoGAN(**InfoGAN.presets['quick'] | dict(n_continuous=0, layer='codes'), quiet=True).fit(x)
+    assert enc.embed(x).shape == (len(x), 10)
+    with pytest.raises(ValueError, match='code=1: there are the category, code 0, and 0 continuous ones'): enc.sweep(1)
+
+def test_infogan_gradients():
+    "One backward pass gives discriminator and Q what their own losses give, and the generator what its own gives."
+    torch.manual_seed(0)
+    net, x = InfoGANNet((1,8,8), 3, 1, 2, 2).double(), torch.rand(5,1,8,8, dtype=torch.float64)
+    net.latents = net.random(np.random.default_rng(0), 5).double()
+    codes = net.latents[:,:4]
+    def info(q): return core.F.cross_entropy(q[:,:3], codes[:,:3]) + 0.3*core.F.gaussian_nll_loss(q[:,3:4], codes[:,3:], (2*q[:,4:]).exp(), full=True)
+    def grads(loss, part): net.zero_grad(); loss.backward(); return [p.grad.clone() for p in part.parameters()]
+    def parts(detach): y = net.g(net.latents); return net.d(torch.cat([x, y.detach() if detach else y]))
+    bce = core.F.binary_cross_entropy_with_logits
+    score, q = parts(True)
+    critic = grads(bce(score[:5], torch.ones(5).double()) + bce(score[5:], torch.zeros(5).double()) + info(q[5:]), net.d)
+    score, q = parts(False)
+    others = grads(bce(score[5:], torch.ones(5).double()) + info(q[5:]), net.g)
+    both = grads(infogan_loss(net(x), k=3), net)
+    for a,b in zip(critic + others, both, strict=True): torch.testing.assert_close(a, b)
