@@ -17,6 +17,7 @@ from .data.transforms import *
 from .encoders.acai import *
 from .encoders.bigan import *
 from .encoders.core import *
+from .encoders.deepcluster import *
 from .encoders.infogan import *
 from .encoders.instance import *
 from .encoders.whiten import *

@@ -221,8 +221,8 @@ def cactus_train(
     out:str=None,             # Run folder; cactus_runs/DATA-METHOD-seedSEED if not given
     method:str='protonets',   # protonets or maml; or oracle-protonets or oracle-maml, trained on true classes
     preset:str='paper',       # paper (clusters of an embedding), or best: rounds of clustering with transforms, past the paper; no label before scoring
-    encoder:str=None,         # autoencoder, acai, bigan, infogan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels); autoencoder if not given
-    encoder_preset:str=None,  # acai, bigan, infogan, instance: quick or full, see cactus_embed
+    encoder:str=None,         # autoencoder, acai, bigan, deepcluster, infogan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels); autoencoder if not given
+    encoder_preset:str=None,  # acai, bigan, deepcluster, infogan, instance: quick or full, see cactus_embed
     embedding:str=None,       # A .npy file [n, d] to use instead of an encoder: a row per image of the whole data set
     partition:str=None,       # kmeans, hyperplanes or random; kmeans if not given
     partitions:str=None,      # A file that cactus_partition wrote, to use instead of an encoder and clusters
@@ -346,9 +346,9 @@ def _pseudo_classes(run, images, parts):
 def cactus_embed(
     data:str='glyphs',        # glyphs, omniglot, mnist, mini-imagenet, celeba, or the path of a folder of images
     out:str=None,             # Run folder; cactus_runs/embed-DATA-ENCODER-seedSEED if not given
-    encoder:str='autoencoder',# autoencoder, acai, bigan, infogan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels)
-    encoder_epochs:int=None,  # autoencoder, acai, bigan, infogan, instance: passes over the images
-    encoder_preset:str=None,  # acai, bigan, infogan, instance: quick (to try it) or full (for a GPU); an own length between them if not given
+    encoder:str='autoencoder',# autoencoder, acai, bigan, deepcluster, infogan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels)
+    encoder_epochs:int=None,  # autoencoder, acai, bigan, deepcluster, infogan, instance: passes over the images
+    encoder_preset:str=None,  # acai, bigan, deepcluster, infogan, instance: quick (to try it) or full (for a GPU); an own length between them if not given
     acai_weight:float=None,   # acai: weight of fooling the critic; 0 leaves an autoencoder of the same networks
     split:str=None,           # Classes to train on, to validate on and to test on, with commas between; a folder has none and needs no label
     size:int=None,            # Folder: height and width of an image in pixels

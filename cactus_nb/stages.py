@@ -22,6 +22,7 @@ from .data.transforms import as_transform
 from .encoders.acai import ACAI
 from .encoders.bigan import BiGAN
 from .encoders.core import PCA, Autoencoder, Encoder, NetEncoder, OwnEmbedding
+from .encoders.deepcluster import DeepCluster
 from .encoders.infogan import InfoGAN
 from .encoders.instance import Instance
 from .encoders.whiten import Pixels, Whitened
@@ -170,7 +171,7 @@ def fit_to(
     return cfg | dict(n_clusters=k, fingerprint=images.fingerprint)
 
 # %% ../nbs/52_stages.ipynb #524c1b79
-trained = dict(autoencoder=Autoencoder, acai=ACAI, bigan=BiGAN, infogan=InfoGAN, instance=Instance)
+trained = dict(autoencoder=Autoencoder, acai=ACAI, bigan=BiGAN, deepcluster=DeepCluster, infogan=InfoGAN, instance=Instance)
 
 def _network(cfg, images, device=None):
     "The encoder that is a network, with the settings of a preset, if one was named, and the epochs, if they were"

@@ -9,7 +9,9 @@ from cactus_nb.encoders import core
 from cactus_nb.encoders.acai import ACAI
 from cactus_nb.encoders.bigan import BiGAN
 from cactus_nb.encoders.core import *
+from cactus_nb.encoders.deepcluster import *
 from cactus_nb.encoders.infogan import InfoGAN, InfoGANNet, infogan_loss
+from cactus_nb.encoders.instance import Instance
 from cactus_nb.encoders.whiten import *
 
 rng = np.random.default_rng(0)
@@ -175,29 +177,45 @@ def test_checked_without_a_copy(tmp_path):
     assert np.shares_memory(z, mapped) and peak < mapped.nbytes/5
 
 
-# networks that are trained
+# encoders that are networks
 
-class Stop(Callback):
+drawn = ImageSet(rng.integers(0, 256, (150,1,16,16), dtype=np.uint8), rng.integers(0, 5, 150))
+learners = pytest.mark.parametrize('made', [ACAI, BiGAN, InfoGAN, DeepCluster, Instance])
+
+def trained(made, images=drawn, **kw):
+    more = dict(n_clusters=6, n_filters=4) if made is DeepCluster else {}
+    return made(**made.presets['quick'] | dict(n_epochs=3, bs=32, quiet=True) | more | kw).fit(images)
+
+def same_weights(a, b):
+    a, b = a.net.state_dict(), b.net.state_dict()
+    return a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
+
+class Kill(Callback):
     order = 100
-    def after_epoch(self):
-        if self.epoch == 0: raise KeyboardInterrupt
+    def __init__(self, epoch, it): self.at = epoch, it
+    def after_batch(self):
+        if self.training and (self.epoch, self.iter) == self.at: raise KeyboardInterrupt
 
-networks = [ACAI, BiGAN, InfoGAN]
+@learners
+@pytest.mark.parametrize('at', [(0, 1), (1, 0), (2, 2)], ids=str)
+def test_killed_and_resumed(made, at, tmp_path):
+    "Killed in the middle of a pass and started again, a training ends at the weights of an unbroken one, to the bit; labels change nothing."
+    with pytest.raises(KeyboardInterrupt): trained(made, checkpoint=tmp_path/'c', cbs=Kill(*at))
+    assert (tmp_path/'c').exists() == (at[0] > 0)
+    assert same_weights(trained(made, checkpoint=tmp_path/'c'), trained(made, ImageSet(drawn.x, drawn.y[::-1])))
 
-@pytest.mark.parametrize('made', networks)
-def test_same_weights(made, tmp_path):
-    "The same seed gives the same weights, to the bit, also where the training was stopped in between, labels or not; another seed gives others."
-    def fit(imgs=images.unlabelled(), cbs=None, checkpoint=None, seed=0):
-        return made(**made.presets['quick'] | dict(n_epochs=2, bs=32), seed=seed, quiet=True, cbs=cbs, checkpoint=checkpoint).fit(imgs)
-    enc, other = fit(), fit(seed=1)
-    with pytest.raises(KeyboardInterrupt): fit(cbs=Stop(), checkpoint=tmp_path/'c.safetensors')
-    for again in (fit(images), fit(checkpoint=tmp_path/'c.safetensors')):
-        assert all(torch.equal(v, again.state()[k]) for k,v in enc.state().items())
-        assert (again.embed(images) == enc.embed(images)).all()
-    assert (other.embed(images) != enc.embed(images)).any()
-    enc.save(tmp_path/'e.safetensors')
-    again = Encoder.load(tmp_path/'e.safetensors')
-    assert (again.embed(images) == enc.embed(images)).all() and again.config == enc.config
+@learners
+def test_trained_in_a_file(made, tmp_path):
+    "A file, and a shipped one in half precision, bring the embedding back; an image alone is embedded as among others."
+    enc = trained(made, n_epochs=1)
+    z = enc.embed(drawn)
+    enc.save(tmp_path/'e'); save_pretrained(enc, 'mine', tmp_path)
+    assert (Encoder.load(tmp_path/'e').embed(drawn) == z).all()
+    np.testing.assert_allclose(Encoder.pretrained('mine', tmp_path).embed(drawn), z, atol=0.05*np.abs(z).max())
+    np.testing.assert_allclose(enc.embed(drawn[:1]), z[:1], atol=1e-3*np.abs(z).max())
+
+
+# InfoGAN
 
 @pytest.mark.parametrize('shape, d', [((3,84,84), 32), ((1,28,28), 32), ((3,8,12), 32)])
 def test_infogan_shapes(shape, d):
@@ -229,3 +247,39 @@ def test_infogan_gradients():
     others = grads(bce(score[5:], torch.ones(5).double()) + info(q[5:]), net.g)
     both = grads(infogan_loss(net(x), k=3), net)
     for a,b in zip(critic + others, both, strict=True): torch.testing.assert_close(a, b)
+
+
+# DeepCluster
+
+class Rows(Callback):
+    "What a pass is made of"
+    order = 100
+    def before_train(self): ds = self.dls.train.dataset; self.of = self.model.clusters[ds.rows], {*ds.rows.tolist()}, {*self.dls.valid.dataset.rows.tolist()}
+
+@pytest.mark.parametrize('k', [2, 6, 40])
+def test_clusters_are_seen_equally(k):
+    "No held-out image in a pass, and no cluster much more often than another."
+    trained(DeepCluster, cbs=(look := Rows()), n_clusters=k, n_epochs=1)
+    labels, rows, held = look.of
+    counts = labels.bincount()
+    assert not rows & held and len(labels) == 135
+    assert counts.max() <= -(-135//(counts > 0).sum()) and counts[counts > 0].min() > 0
+
+def test_fewer_images_than_components():
+    "Directions in which no training image differs do not enter the embedding."
+    mean, matrix = whitening(torch.from_numpy(rng.normal(size=(5, 20))).float(), 16)
+    assert (matrix.norm(dim=1) > 0).tolist() == [True]*4 + [False]*12
+    assert trained(DeepCluster, drawn[:30], n_filters=16, n_clusters=3).embed(drawn).shape == (150, 16)
+
+def test_deepcluster_full():
+    "The preset for a GPU: 6 × 6 are left of 64 × 64, as in the authors' network of 224 × 224, and 4,096 features."
+    full = {k: v for k,v in DeepCluster.presets['full'].items() if k in ('backbone', 'n_filters', 'size')}
+    with torch.device('meta'):
+        net = DeepClusterNet((3,84,84), 640, 1, **full).eval()
+        assert [tuple(l.weight.shape) for l in net.body if isinstance(l, nn.Linear)] == [(4096, 256*6*6), (4096, 4096)]
+        assert net(torch.rand(2,3,84,84)).shape == (2, 640) and net.matrix.shape == (256, 4096)
+
+def test_deepcluster_again():
+    "Fitted to other images, k follows their number, if nobody asked for one."
+    enc = trained(DeepCluster, n_clusters=None, n_epochs=1)
+    assert enc.config['n_clusters'] == 2 and enc.fit(ImageSet(np.concatenate([drawn.x, 255-drawn.x]))).config['n_clusters'] == 5

@@ -30,6 +30,7 @@ from ..runs import ResumeCallback, TrimCallback, load_tensors, read_json, save_t
 def _plain_tensor(z): return (z.float() if z.is_floating_point() else z).detach().cpu() # NumPy has no bfloat16
 
 def _chunks(x, n=4096): return (x[i:i+n] for i in range(0, len(x), n))
+def _at_once(shape): return max(1, 1024*28*28//(shape[-2]*shape[-1])) # images whose layers are held together: 1,024 of 28×28
 
 # %% ../../nbs/10_encoders.core.ipynb #ca88fa1e
 def _check_rows(z, n, to_cluster):
@@ -176,7 +177,7 @@ def _check_width(enc, mean, d):
 # %% ../../nbs/10_encoders.core.ipynb #c032
 class ImageDataset:
     "Rows of a uint8 tensor of images; an item is its row number"
-    n_inp = 1
+    n_inp, y = 1, None # y: what should come out, a number for each image `[n]`; None for the image itself
     def __init__(self,
         x:torch.Tensor,   # Pixels `[n, c, h, w]` uint8
         rows:torch.Tensor,# Rows to go through
@@ -188,7 +189,7 @@ class ImageDataset:
 
 # %% ../../nbs/10_encoders.core.ipynb #c033
 class ImageLoader(DataLoader):
-    "A fastai `DataLoader` whose batches are `(images,)*2`, float32 in 0..1: what goes in should come out"
+    "A fastai `DataLoader` whose batches are `(images,)*2`, float32 in 0..1: what goes in should come out; or `(images, y)`"
     def shuffle_fn(self, idxs): # row numbers, in order
         return np.random.default_rng([self.dataset.seed, self.dataset.passes]).permutation(len(idxs)).tolist()
     def create_batch(self, idxs): return self.dataset.rows[torch.tensor(idxs)] # numbers of items to rows
@@ -196,8 +197,9 @@ class ImageLoader(DataLoader):
     def after_iter(self): self.dataset.passes += 1
     def to(self, device): self.device = device; self.dataset.x = self.dataset.x.to(device) # the pixels move along
     def after_batch(self, rows): # `[bs]` int64
-        x = self.dataset.x[rows.to(self.dataset.x.device)].float()/255
-        return x, x
+        rows = rows.to(self.dataset.x.device)
+        x = self.dataset.x[rows].float()/255
+        return x, x if self.dataset.y is None else self.dataset.y[rows]
 
 # %% ../../nbs/10_encoders.core.ipynb #c034
 def image_dls(
@@ -318,7 +320,7 @@ def _embed(self:NetEncoder, images, enc=None):
     if list(images.shape) != list(self.config['shape']):
         raise ValueError(f"{type(self).__name__} learnt from images {tuple(self.config['shape'])}, these are {tuple(images.shape)}. Resize them or fit a new one.")
     self.net.eval()
-    return np.concatenate([(enc or self.net.enc)(torch.from_numpy(np.ascontiguousarray(x)).to(self.device).float()/255).flatten(1).cpu().numpy() for x in _chunks(images.x, 1024)])
+    return np.concatenate([(enc or self.net.enc)(torch.from_numpy(np.ascontiguousarray(x)).to(self.device).float()/255).flatten(1).cpu().numpy() for x in _chunks(images.x, _at_once(images.shape))])
 
 # %% ../../nbs/10_encoders.core.ipynb #c038
 class _ConvAE(nn.Module):
