@@ -217,11 +217,12 @@ def test_trained_in_a_file(made, tmp_path):
 
 # InfoGAN
 
-@pytest.mark.parametrize('shape, d', [((3,84,84), 32), ((1,28,28), 32), ((3,8,12), 32)])
-def test_infogan_shapes(shape, d):
-    x = ImageSet(rng.integers(0, 256, (40, *shape), dtype=np.uint8))
-    enc = InfoGAN(width=2, layer='shared', n_epochs=2, bs=4, lr=1e-2, n_categories=4, n_continuous=1, quiet=True).fit(x)
-    assert enc.embed(x).shape == (40, d) and enc.reconstruct(x).x.shape == x.x.shape
+@pytest.mark.parametrize('shape', [(3,84,84), (1,28,28), (3,8,12)], ids=str)
+def test_infogan_shapes(shape):
+    "Colour, and sides of any multiple of four. Fewer batches leave the running statistics behind, and the discriminator answers alike to all noise."
+    x = ImageSet(np.random.default_rng(0).integers(0, 256, (40, *shape), dtype=np.uint8))
+    enc = InfoGAN(width=2, layer='shared', n_epochs=6, bs=4, lr=1e-2, n_categories=4, n_continuous=1, quiet=True).fit(x)
+    assert enc.embed(x).shape == (40, 32) and enc.reconstruct(x).x.shape == x.x.shape
     assert enc.sweep(0, 2).shape == (2, 4, *shape) and enc.sweep(1, 2, 5).shape == (2, 5, *shape)
 
 def test_infogan_without_continuous_codes():
