@@ -114,7 +114,8 @@ class DeepClusterNet(nn.Module):
         if x.shape[2:] != self.side: x = F.interpolate(x, self.side, mode='bilinear', antialias=True)
         return sobel(x) if self.edges else x
 
-    def enc(self, x): return F.normalize((self.body(self.seen(x)) - self.mean) @ self.matrix.T)
+    def enc(self, x): # `[n, c, h, w]` in 0..1, to the embedding `[n, n_components]`
+        return F.normalize((self.body(self.seen(x)) - self.mean) @ self.matrix.T)
 
     def forward(self, x): # to scores of the clusters `[n, n_clusters]`
         if self.training and self.transform: x = self.transform(x, self.numbers)
