@@ -383,7 +383,7 @@ def _report_test(run, enc, cfg, k_shots, n_test, shape):
     if test is None or test.y is None: raise ValueError(f"--report scores on test classes, and {cfg['data']} has none. Leave it out, or give --split.")
     with run.stage('report'): report = embedding_report(enc.embed(test), test, enc.name, _ways(cfg, test), k_shots, n_tasks=n_test, seed=cfg['seed'])
     with _drawn(run/'report.png'): report.show()
-    about = dict(config=getattr(enc, 'config', {}), seconds=run.stages.get('embed'))
+    about = dict(config=getattr(enc, 'config', {}), seconds=sum(v for k,v in run.stages.items() if k.startswith('embed'))) # of all sittings
     res = _write(run.path, report.rows, 'cactus_embed', cfg['data'], 'test', run.seconds, cfg['seed'], embedding=shape, facts=report.facts, trained=about)
     _report(res, ', '.join(f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v:,}' for k,v in report.facts.items()), f"{run/'report.png'}")
 
