@@ -23,14 +23,17 @@ from .plot import _axes, _caption, _guesses, _heat, _ink, _ours, _palette, _plai
 from ..tasks.partition import Partitions, kmeans_partitions
 from ..tasks.sample import TaskSampler, gather_task, label_sampler
 
-# %% ../../nbs/51_show.widgets.ipynb #2ab85d42
+# %% ../../nbs/51_show.widgets.ipynb #0a752b03
 def _figure(width, height):
     "A figure of this many inches that nobody keeps"
     from matplotlib.figure import Figure
-    return Figure(figsize=(width, height), layout='constrained')
+    return Figure(figsize=(width, height), layout='constrained', dpi=110)
 
 def _png(fig):
-    with io.BytesIO() as f: fig.savefig(f, format='png', dpi=110); return f.getvalue()
+    "The figure drawn once, where `savefig` draws it twice"
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    canvas = FigureCanvasAgg(fig); canvas.draw()
+    with io.BytesIO() as f: Image.fromarray(np.asarray(canvas.buffer_rgba())[...,:3]).save(f, 'png', compress_level=3); return f.getvalue()
 
 # %% ../../nbs/51_show.widgets.ipynb #ae01ec4f
 def _recall(kept, key, make, n=8):
@@ -212,7 +215,7 @@ def task(self:TaskExplorer,
     sampler = TaskSampler(parts, n_way, k_shot, self.n_query, self.seed)
     return parts, int(sampler.partition_of(torch.tensor([task]))), sampler.sample(1, task)[0].numpy()
 
-# %% ../../nbs/51_show.widgets.ipynb #bba8cf59
+# %% ../../nbs/51_show.widgets.ipynb #76cf7a4f
 @patch
 def figure(self:TaskExplorer,
     sources:bool, # Write under each image where it comes from?
@@ -220,13 +223,14 @@ def figure(self:TaskExplorer,
 ): # The figure
     "The task, its clusters, and where they lie"
     parts, p, rows = self.task(**settings)
-    z, (n_way, n), k_shot, of = self._embed(settings['encoder']).z, rows.shape, settings['k_shot'], parts.labels[p, rows[:,0]]
-    high = [max(4, n_way*0.8), n_way*0.42 + 0.5]
+    z, n_way, k_shot, of, wanted = self._embed(settings['encoder']).z, len(rows), settings['k_shot'], parts.labels[p, rows[:,0]], sources
+    sources, high = sources and n_way <= 10, [max(4, n_way*(0.8 if n_way <= 10 else 0.5)), n_way*(0.42 if n_way <= 10 else 0.3) + 0.5] # names under more than 100 images would run into one another
     fig = _figure(12, sum(high))
     above, below = fig.subfigures(2, 1, height_ratios=high)
     task, place = above.subplots(1, 2, width_ratios=[1, 1.15])
     ids = np.array([_short(str(o), 11) for o in self.images.ids[rows.flatten()]]).reshape(rows.shape)
     _show_task(task, self.images.x[rows], k_shot, ids=ids if sources else None, t=settings['task'])
+    _caption(task, task.get_title(loc='left'), [wanted and not sources and 'where images come from, with more than 10 classes'])
     show_map(z, Partitions(np.stack([_numbered(o, of) for o in parts.labels])), p, images=self.images, n_points=1500, n_images=30, ax=place)
     show_clusters(self.images, parts, z, p, n_images=20, y=self.images.y, clusters=of, ax=(lines := below.subplots()))
     for c in range(n_way): lines.text(-0.01, 1 - (c + 0.5)/n_way, c, transform=lines.transAxes, ha='right', va='center', fontsize=8)
@@ -349,7 +353,7 @@ def _scores(ax, logits, truth, query):
     ax.set(xlabel='inner steps', ylabel='class scores'); _plain(ax); ax.legend(fontsize=8, frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
     _caption(ax, f'class scores (logits) of query {query}, which has the arrow')
 
-# %% ../../nbs/51_show.widgets.ipynb #19ab849f
+# %% ../../nbs/51_show.widgets.ipynb #ebb267a8
 class TeachIt(Panel):
     "Name classes by a few examples each, then let a learner name new images"
     about = '<b>Teach it new classes.</b> Give two or more classes a few examples each, then ask about new images: the learner has met none of these classes before.'
@@ -364,6 +368,7 @@ class TeachIt(Panel):
         check_counts(n_examples=n_examples, n_new=n_new)
         if images is not None and images.y is None: raise ValueError(f"{images!r}: give labelled images to pick from, or None.")
         self.learn, self.images, self.n_examples, self.n_new, self.max_mb, self.rng = learn, images, n_examples, n_new, max_mb, np.random.default_rng(seed)
+        self.classes = [] if images is None else [c for c,n in zip(images.classes, images.class_counts()) if n]
         super().__init__()
         self.start_again()
 
@@ -436,21 +441,21 @@ def ask(self:TeachIt,
     if len(x): self.new, self.truth = x, None
     _some_read(len(files), bad, 'new images')
 
-# %% ../../nbs/51_show.widgets.ipynb #e3093a57
+# %% ../../nbs/51_show.widgets.ipynb #f9ce5a5d
 @patch
 def pick(self:TeachIt,
     name:str|None=None, # A class of the images at hand; any other one if None
 ):
     "Teach a class by examples from the images at hand"
     if self.images is None: raise ValueError("There are no images at hand to pick from: upload some.")
-    left = [c for c in self.images.classes if c not in self.picked]
-    if name is None and not left: raise ValueError(f"All {len(self.images.classes)} classes at hand are taught.")
-    name = self.rng.choice(left) if name is None else name
-    if name not in self.images.classes: raise ValueError(f"{name!r} is no class of the images at hand.")
+    left = [c for c in self.classes if c not in self.picked]
+    if name is None and not left: raise ValueError(f"All {len(self.classes)} classes at hand are taught.")
+    name = left[self.rng.integers(len(left))] if name is None else name
+    if name not in self.classes: raise ValueError(f"{name!r} is no class of the images at hand.")
     free = np.setdiff1d(np.where(self.images.y == self.images.classes.index(name))[0], self.picked.get(name, []))
     if not len(free): raise ValueError(f"All images of {name!r} are examples already.")
     rows = self.rng.choice(free, min(self.n_examples, len(free)), replace=False)
-    self.teach(str(name), self.images.x[rows])
+    self.teach(name, self.images.x[rows])
     self.picked[name] = [*self.picked.get(name, []), *rows]
 
 # %% ../../nbs/51_show.widgets.ipynb #e049d4b3
@@ -494,7 +499,7 @@ def figure(self:TeachIt): # The figure
 
 def _hint(ax, text): ax.axis('off'); ax.text(0.02, 0.5, text, fontsize=12, color=_ink, va='center', transform=ax.transAxes, linespacing=1.5)
 
-# %% ../../nbs/51_show.widgets.ipynb #5857f021
+# %% ../../nbs/51_show.widgets.ipynb #7ae1c9e7
 @patch
 def _more(self:TeachIt):
     "Names, uploads, and images at hand"
@@ -506,7 +511,7 @@ def _more(self:TeachIt):
     asked.observe(lambda o: self._take(asked, self.ask), 'value')
     rows = [[w.HTML('your own:'), name, shown, asked]]
     if self.images is not None:
-        at_hand = w.Dropdown(options=[(_short(o, 40), o) for o in self.images.classes], layout=w.Layout(width='280px'))
+        at_hand = w.Dropdown(options=[(_short(o, 40), o) for o in self.classes], layout=w.Layout(width='280px'))
         rows.insert(0, [w.HTML('at hand:'), at_hand, self._button('pick', lambda: self.pick(at_hand.value)), self._button('pick any', self.pick), self._button('ask about new ones', self.quiz)])
     rows.append([self.known, self._button('forget', lambda: self.forget(self.known.value)), self._button('start again', self.start_again)])
     return [self._row(*o) for o in rows]
