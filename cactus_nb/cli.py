@@ -354,31 +354,34 @@ def cactus_embed(
     size:int=None,            # Folder: height and width of an image in pixels
     channels:int=None,        # Folder: 1 (grey) or 3 (colour)
     skip_broken:store_true=False, # Folder: leave broken images out, with a warning, instead of stopping?
+    k_shot:str='1,5',         # Support images a class to score at, several with commas between
     n_test:int=1000,          # Tasks to score on
     report:store_true=False,  # Score on the test classes instead, with a linear layer, purity and dimensions? For a final result, not to choose by
     seed:int=0,               # Seed of the split and of the weights
     root:str=None,            # Folder of the data set, where it is not in $CACTUS_DATA
 ):
     "Fit an encoder on the train split, and embed the whole data set: `embedding.npy` [n, d] float32, and `ids.json`, where each row came from"
-    start, cfg = time.perf_counter(), _settings(locals()) | dict(n_clusters=None) # none are cut here
+    args, start = locals(), time.perf_counter()
+    k_shots = _numbers(args.pop('k_shot'), 'k_shot')
+    cfg = _settings(args) | dict(n_clusters=None) # none are cut here
     train, valid, _ = load_splits(cfg)
     n_ways = _ways(cfg, valid)
-    _check_tasks(cfg, train, None, valid, n_ways, n_test)
+    _check_tasks(cfg | dict(shots=k_shots), train, None, valid, n_ways, n_test)
     run = Run(out or f"cactus_runs/embed-{cfg['data']}-{encoder}-seed{seed}", fit_to(cfg, train), since=start)
     enc, _ = embed_stage(run, train.unlabelled())
     images = read_images(cfg).unlabelled()
     with run.stage('write'): shape = _write_embedding(run, enc, images)
-    if report: return _report_test(run, enc, cfg, n_test, shape)
+    if report: return _report_test(run, enc, cfg, k_shots, n_test, shape)
     methods = dict(knn=knn(enc), prototypes=nearest_prototype(enc)) if valid is not None else {}
-    rows = [result_row(r, name, enc.name, **(dict(variant=enc.variant) if enc.variant else {})) for name,m in methods.items() for r in evaluate_grid(m, valid, n_ways, (1,5), n_tasks=n_test, seed=seed).values()]
+    rows = [result_row(r, name, enc.name, **(dict(variant=enc.variant) if enc.variant else {})) for name,m in methods.items() for r in evaluate_grid(m, valid, n_ways, k_shots, n_tasks=n_test, seed=seed).values()]
     _report(_write(run.path, rows, 'cactus_embed', cfg['data'], 'valid', run.seconds, seed, embedding=shape), f"{run/'embedding.npy'} {shape}", f"cactus_partition --run {run.path} goes on")
 
 # %% ../nbs/60_cli.ipynb #d90a2d8f
-def _report_test(run, enc, cfg, n_test, shape):
+def _report_test(run, enc, cfg, k_shots, n_test, shape):
     "`embedding_report` on the test classes, and its picture"
     test = load_splits(cfg)[2]
     if test is None or test.y is None: raise ValueError(f"--report scores on test classes, and {cfg['data']} has none. Leave it out, or give --split.")
-    with run.stage('report'): report = embedding_report(enc.embed(test), test, enc.name, _ways(cfg, test), n_tasks=n_test, seed=cfg['seed'])
+    with run.stage('report'): report = embedding_report(enc.embed(test), test, enc.name, _ways(cfg, test), k_shots, n_tasks=n_test, seed=cfg['seed'])
     with _drawn(run/'report.png'): report.show()
     about = dict(config=getattr(enc, 'config', {}), seconds=run.stages.get('embed'))
     res = _write(run.path, report.rows, 'cactus_embed', cfg['data'], 'test', run.seconds, cfg['seed'], embedding=shape, facts=report.facts, trained=about)

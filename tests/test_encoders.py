@@ -13,6 +13,9 @@ from cactus_nb.encoders.deepcluster import *
 from cactus_nb.encoders.infogan import InfoGAN, InfoGANNet, infogan_loss
 from cactus_nb.encoders.instance import Instance
 from cactus_nb.encoders.whiten import *
+from cactus_nb.runs import Run
+from cactus_nb.score.baselines import embedding_report
+from cactus_nb.stages import embed_stage, fit_to, load_splits, preset
 
 rng = np.random.default_rng(0)
 images = ImageSet(rng.integers(0, 256, (200,1,8,8), dtype=np.uint8), rng.integers(0, 5, 200))
@@ -215,13 +218,42 @@ def test_trained_in_a_file(made, tmp_path):
     np.testing.assert_allclose(enc.embed(drawn[:1]), z[:1], atol=1e-3*np.abs(z).max())
 
 
+@learners
+def test_presets(made):
+    "Both presets are there, and what they say is what an encoder is made with."
+    assert {*made.presets} == {'quick', 'full'}
+    for preset in made.presets.values(): assert preset.items() <= made(**preset).config.items()
+
+@learners
+def test_in_a_run(made, tmp_path):
+    "By its name and a preset, as the commands make it: learnt once, without a checkpoint that stays, and reported on by unseen classes."
+    cfg = preset('glyphs', encoder=made.name, encoder_preset='quick', split=(30, 5, 10))
+    train, _, test = load_splits(cfg)
+    (enc, z), (_, again) = [embed_stage(Run(tmp_path/'run', fit_to(cfg, train)), train.unlabelled()) for _ in range(2)]
+    assert type(enc) is made and len(z) == 600 and (z == again).all() and not list(tmp_path.rglob('*checkpoint*'))
+    report = embedding_report(enc.embed(test), test, made.name, 5, (1, 5), n_tasks=10)
+    assert [o['embedding'] for o in report.rows] == [made.name]*6 and report.facts['images'] == 200
+
+@learners
+def test_learner_refuses(made):
+    "What no training can be made of, and what a trained one cannot embed."
+    same = ImageSet(np.repeat(drawn.x[:1], 150, 0))
+    with pytest.raises(ValueError, match='has collapsed|is dead'): trained(made, same, n_epochs=1)
+    with pytest.raises(ValueError, match='Call fit first'): made().embed(drawn)
+    with pytest.raises(ValueError, match='(at least|at most)'): trained(made, drawn[:1])
+    with pytest.raises(ValueError, match=r'learnt from images \(1, 16, 16\), these are \(3, 8, 8\)'): trained(made, n_epochs=1).embed(colour)
+    for bad in (dict(n_epochs=0), dict(bs=0), dict(seed=-1), dict(lr=0.), dict(lr=np.nan)):
+        with pytest.raises(ValueError, match=next(iter(bad))): trained(made, **bad)
+
+
 # InfoGAN
 
-@pytest.mark.parametrize('shape, d', [((3,84,84), 32), ((1,28,28), 32), ((3,8,12), 32)])
-def test_infogan_shapes(shape, d):
-    x = ImageSet(rng.integers(0, 256, (40, *shape), dtype=np.uint8))
-    enc = InfoGAN(width=2, layer='shared', n_epochs=2, bs=4, lr=1e-2, n_categories=4, n_continuous=1, quiet=True).fit(x)
-    assert enc.embed(x).shape == (40, d) and enc.reconstruct(x).x.shape == x.x.shape
+@pytest.mark.parametrize('shape', [(3,84,84), (1,28,28), (3,8,12)], ids=str)
+def test_infogan_shapes(shape):
+    "Colour, and sides of any multiple of four. Fewer batches leave the running statistics behind, and the discriminator answers alike to all noise."
+    x = ImageSet(np.random.default_rng(0).integers(0, 256, (40, *shape), dtype=np.uint8))
+    enc = InfoGAN(width=2, layer='shared', n_epochs=6, bs=4, lr=1e-2, n_categories=4, n_continuous=1, quiet=True).fit(x)
+    assert enc.embed(x).shape == (40, 32) and enc.reconstruct(x).x.shape == x.x.shape
     assert enc.sweep(0, 2).shape == (2, 4, *shape) and enc.sweep(1, 2, 5).shape == (2, 5, *shape)
 
 def test_infogan_without_continuous_codes():
@@ -270,6 +302,13 @@ def test_fewer_images_than_components():
     mean, matrix = whitening(torch.from_numpy(rng.normal(size=(5, 20))).float(), 16)
     assert (matrix.norm(dim=1) > 0).tolist() == [True]*4 + [False]*12
     assert trained(DeepCluster, drawn[:30], n_filters=16, n_clusters=3).embed(drawn).shape == (150, 16)
+
+@pytest.mark.parametrize('at', [(1, 1), (2, 0), (3, 2)], ids=str)
+def test_deepcluster_resumed_between_cuts(at, tmp_path):
+    "Clusters that stay for two passes come from the checkpoint, with their classifier, and dropout goes on with the numbers of its batch."
+    kw = dict(images=ImageSet(np.random.default_rng(1).integers(0, 256, (150,1,20,20), dtype=np.uint8)), backbone='alexnet', n_filters=6, every=2, n_epochs=4)
+    with pytest.raises(KeyboardInterrupt): trained(DeepCluster, checkpoint=tmp_path/'c', cbs=Kill(*at), **kw)
+    assert same_weights(trained(DeepCluster, checkpoint=tmp_path/'c', **kw), trained(DeepCluster, **kw))
 
 def test_deepcluster_full():
     "The preset for a GPU: 6 × 6 are left of 64 × 64, as in the authors' network of 224 × 224, and 4,096 features."

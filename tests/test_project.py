@@ -1,6 +1,8 @@
 "Guards on the project itself: what breaks without a word when nobody looks."
 import ast, json, os, re, subprocess, sys
+from collections import Counter
 from configparser import ConfigParser
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -106,6 +108,13 @@ print(sorted(heavy & (set(sys.modules) - before)))'''
     res = subprocess.run([sys.executable, '-c', src], cwd=root, capture_output=True, text=True)
     assert res.returncode == 0, res.stderr
     assert res.stdout.strip() == '[]'
+
+def test_names_do_not_collide():
+    "Of two things of one name, `cactus_nb.all` gives the last one, and nobody is told."
+    needs(lib/'all.py')
+    modules = [import_module('cactus_nb' + o) for o in re.findall(r'^from (\.[\w.]+) import \*', read(lib/'all.py'), re.M)]
+    count = Counter(o for m in modules for o in m.__all__)
+    assert len(modules) > 20 and not {o: n for o,n in count.items() if n > 1}
 
 def test_console_scripts():
     "A command that settings.ini names and no module holds fails only when someone runs it."

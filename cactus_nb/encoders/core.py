@@ -231,6 +231,8 @@ class NetEncoder(Encoder):
         **config          # Settings, JSON values only; among them `n_epochs`, `bs`, `lr`, `seed` and `shape`
     ):
         check_counts(**{k: config[k] for k in ('n_epochs', 'bs')}); check_counts(least=0, seed=config['seed'])
+        for k,v in config.items():
+            if k.endswith('lr') and not 0 < v < np.inf: raise ValueError(f"{k}={v}: give a rate above 0.")
         self.net, self.device, self.checkpoint, self.cbs, self.quiet, self.config = None, torch.device(device or 'cpu'), checkpoint, cbs, quiet, config
         if config['shape']: self._build()
 

@@ -103,7 +103,8 @@ def infogan_loss(
     score, q, fooled, read, codes = pred
     real, drawn = score.chunk(2)
     game = F.softplus(-real).mean() + F.softplus(drawn).mean() + F.softplus(-fooled).mean()
-    return game - (info_bound(q, codes, k) + info_bound(read, codes, k)) @ score.new_tensor([weight, continuous_weight])
+    category, continuous = info_bound(q, codes, k) + info_bound(read, codes, k)
+    return game - weight*category - continuous_weight*continuous
 
 # %% ../../nbs/13_encoders.infogan.ipynb #4cb134f9
 class CodeCallback(Callback):
@@ -192,7 +193,10 @@ def reconstruct(self:InfoGAN,
     return ImageSet((x*255).round().astype(np.uint8), ids=images.ids)
 
 @patch
-def retell(self:InfoGANNet, x): # `[n, c, h, w]` to drawings of the codes that are read in them
+def retell(self:InfoGANNet,
+    x:torch.Tensor, # Images `[n, c, h, w]` in 0..1
+) -> torch.Tensor:  # As many drawings
+    "Drawings from the codes that Q reads in each image, all other numbers being 0"
     category, mean = self.d(x)[1][:, :self.n_codes].split([self.k, self.n_codes - self.k], 1)
     return self.draw(torch.cat([F.one_hot(category.argmax(1), self.k).to(x.dtype), mean.clamp(-1, 1), x.new_zeros(len(x), self.n_noise)], 1))
 

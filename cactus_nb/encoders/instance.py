@@ -9,6 +9,7 @@ __all__ = ['losses', 'ViewCallback', 'protoclr_loss', 'simclr_loss', 'InstanceNe
 import numpy as np, torch, torch.nn.functional as F
 from functools import partial
 from fastai.callback.core import Callback
+from fastai.learner import Learner
 from fastai.optimizer import Adam
 from fastcore.basics import patch
 from torch import nn
@@ -105,7 +106,10 @@ class Instance(NetEncoder):
 
 # %% ../../nbs/15_encoders.instance.ipynb #0c7cf2fc
 @patch
-def learner(self:Instance, images):
+def learner(self:Instance,
+    images:ImageSet, # Unlabelled images
+) -> Learner:
+    "The stock `Learner` that `fit` trains; refuses a transform that does not give images back as they should be"
     learn = NetEncoder.learner(self, images)
     check_transform(self.transform, learn.dls.train.dataset.x[:8].float()/255)
     return learn

@@ -12,7 +12,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
-from ..backbones import by_task
+from ..backbones import by_task, needs_task
 
 # %% ../../nbs/30_meta.protonet.ipynb #a90b2c41
 def _check_support(zs, ys, n_way):
@@ -76,7 +76,10 @@ class ProtoNetCallback(Callback):
         xs, self.ys, xq = self.learn.xb
         self.sizes, self.n_way = (xs.shape[1], xq.shape[1]), getattr(self.dl, 'dataset', self.dls.valid_ds).n_way # `show_results` has a list of batches for a loader
         self.learn.xb = (torch.cat([xs, xq], 1).flatten(0, 1),)
-        if self.training and self.stats == 'task' and len(xs) > 1: get_model(self.learn.model).forward = self._by_task
+        if len(xs) > 1 and (self.stats == 'task' if self.training else self.of_task): get_model(self.learn.model).forward = self._by_task
+
+    @property
+    def of_task(self): return needs_task(self.model) # then no image can be embedded alone
 
     def _by_task(self, x): self._give_back(); return by_task(get_model(self.learn.model), x, len(self.ys))
     def _give_back(self): get_model(self.learn.model).__dict__.pop('forward', None)
@@ -122,12 +125,20 @@ def logits(self:ProtoNetCallback,
     return proto_logits(zs, ys, zq, int(ys.max())+1, self.distance)
 
 # %% ../../nbs/30_meta.protonet.ipynb #c024
+@torch.no_grad()
+def _embed_tasks(model, x):
+    "Embed images of tasks `[B, n, c, h, w]`, each by the statistics of its task, as `[B, n, d]`"
+    was = model.training
+    try: return by_task(model.eval(), x.flatten(0, 1).to(next(model.parameters()).device), len(x)).view(*x.shape[:2], -1).float()
+    finally: model.train(was)
+
 @patch
 def task_logits(self:ProtoNetCallback,
     xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]` float32 in 0..1
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
 ) -> torch.Tensor:   # `[B, n, n_way]`
-    "Class scores of queries from images"
-    zs, zq = [self.embed(x.flatten(0, 1)).view(*x.shape[:2], -1) for x in (xs, xq)]
+    "Class scores of queries from images; a model whose embedding depends on the images beside it is given those of the task, and no others"
+    if not self.of_task: zs, zq = [self.embed(x.flatten(0, 1)).view(*x.shape[:2], -1) for x in (xs, xq)]
+    else: zs, zq = _embed_tasks(self.model, torch.cat([xs, xq], 1)).split([xs.shape[1], xq.shape[1]], 1)
     return self.logits(zs, ys.to(zs.device), zq)

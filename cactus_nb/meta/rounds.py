@@ -23,7 +23,7 @@ from ..encoders.core import check_collapse
 from .learner import few_shot_callback
 from .protonet import embed_images
 from ..runs import ResumeCallback, load_tensors, read_json, save_tensors, seeded, write_json
-from ..tasks.partition import Partitions, kmeans_partitions
+from ..tasks.partition import Partitions, cluster_cores, kmeans_partitions
 from ..tasks.sample import TaskSampler
 from ..tasks.sources import InstanceSampler, MixedSampler
 
@@ -37,12 +37,14 @@ class Round:
     n_way:int|None=None # Classes in a task; None leaves the loader's form of tasks as it is, `k_shot` and `n_query` too
     k_shot:int=1        # Support images a class
     n_query:int=3       # Query images a class
+    core:float=1.       # Share of the images, nearest to the centres of their clusters, that tasks are made of
     earlier:float=0.    # Share of the tasks that come from the partitions of the round before
     instances:float=0.  # Share of the tasks in which every image is its own class
     fresh:bool=False    # Begin with new weights instead of those of the round before?
 
     def __post_init__(self):
         check_counts(epochs=self.epochs); check_counts(least=2, n_clusters=self.n_clusters, n_partitions=self.n_partitions)
+        if not 0 < self.core <= 1: raise ValueError(f"core={self.core}: give a share of the images above 0, at most 1.")
         if min(self.earlier, self.instances) < 0 or self.earlier + self.instances > 1:
             raise ValueError(f"earlier={self.earlier} and instances={self.instances} are shares of a round's tasks: give 0 or more, together at most 1; the rest comes from the new partitions.")
 
@@ -170,7 +172,7 @@ def _look(self:ReclusterCallback, done, rnd=None):
         if agree < self.least*best: raise ValueError(f"Round {done} has lost what was learnt: its partitions agree to {agree:.3f}, those of the best round before to {best:.3f}.")
     except ValueError as e: return self._go_back(e)
     self._note(done, parts, agree)
-    return parts
+    return parts if rnd.core == 1 else cluster_cores(parts, z, rnd.core, k + q)
 
 @patch
 def _note(self:ReclusterCallback, done, parts, agree):

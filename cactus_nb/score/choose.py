@@ -18,7 +18,7 @@ from ..meta.rounds import Round, agreement, centred_embedding, fit_rounds, round
 from ..runs import environment, load_tensors, read_json, write_json
 from .evaluate import evaluate, evaluate_grid, pack_tasks, result_row
 from ..stages import load_splits
-from ..tasks.partition import Partitions, cluster_purity, kmeans_partitions
+from ..tasks.partition import Partitions, cluster_cores, cluster_purity, kmeans_partitions
 from ..tasks.sample import TaskSampler, task_dls
 from ..tasks.sources import InstanceSampler, MixedSampler, instance_set
 
@@ -50,9 +50,9 @@ def _stability(z, copies, clusters):
     return float((((copies**2).sum(1)[:,None] - 2*copies @ centres.T + (centres**2).sum(1)).argmin(1) == at).mean())
 
 # %% ../../nbs/43_score.choose.ipynb #414ecec1
-middle = dict(n_clusters=1500, n_way=60, n_partitions=3, transform='affine', instances=0.) # of the field of settings
+middle = dict(n_clusters=1500, n_way=60, n_partitions=3, transform='affine', instances=0., core=1.) # of the field of settings
 
-others = dict(n_clusters=(200, 500, 1000, 2000, 3000, 5000), n_way=(20, 120), n_partitions=(1, 10), instances=(0.5,),
+others = dict(n_clusters=(200, 500, 1000, 2000, 3000, 5000), n_way=(20, 120), n_partitions=(1, 10), instances=(0.5,), core=(0.8, 0.6),
               transform=('none', 'affine(degrees=5.0, scale=(0.9, 1.1), shear=0.07, shift=0.03)', 'affine(degrees=30.0, scale=(0.6, 1.6), shear=0.4, shift=0.2)'))
 
 def settings_around(
@@ -79,7 +79,7 @@ def try_setting(
     "Train one short round and look at what came of it, without labels and with"
     task = dict(n_way=setting['n_way'], k_shot=1, n_query=3)
     parts = kmeans_partitions(z, setting['n_clusters'], setting['n_partitions'], seed, min_size=4, n_way=setting['n_way'], accept=0., max_refits=0)
-    source = TaskSampler(parts, **task, seed=seed)
+    source = TaskSampler(cluster_cores(parts, z, setting['core'], 4), **task, seed=seed)
     if setting['instances']: source = MixedSampler([source, InstanceSampler(len(train), **task, seed=seed)], [1 - setting['instances'], setting['instances']], seed)
     dls = task_dls(train, source, instance_set(held[:2*setting['n_way']].unlabelled()), **task, bs=1, n_tasks=n_steps, n_valid=2, transform=None if setting['transform'] == 'none' else setting['transform'], seed=seed)
     net = build_backbone(config); net.load_state_dict(weights)

@@ -73,7 +73,7 @@ class _Method:
         if isinstance(method, (nn.Module, Encoder)): raise ValueError(f"{type(method).__name__} makes embeddings or scores of images, and is no method by itself. Give a Learner, untrained(model), knn(encoder) or nearest_prototype(encoder).")
         if isinstance(method, Learner): method = few_shot_callback(method)
         if hasattr(method, 'inner_loop'): method = method.inner_loop()
-        self.of_images, self.embed = getattr(method, 'features', None), getattr(method, 'embed', None)
+        self.of_images, self.embed = getattr(method, 'features', None), None if getattr(method, 'of_task', False) else getattr(method, 'embed', None)
         self.logits = method.logits if self.of_images or self.embed else getattr(method, 'step_logits', getattr(method, 'task_logits', method))
         self.steps = getattr(method, 'steps', None)
         if not callable(self.logits): raise ValueError(f"{type(method).__name__} is no method. Give a Learner, or a function (xs, ys, xq) -> logits.")

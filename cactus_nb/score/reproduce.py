@@ -181,18 +181,21 @@ def steps_of(
 
 # %% ../../nbs/42_score.reproduce.ipynb #aace2b21
 def _trained(row): return row.method.startswith(('cactus-', 'oracle-'))
+def _precise(row): return _trained(row) and row.method.endswith('-protonets') # MAML's second derivatives need all digits
 
 def row_settings(
     row:Row,           # A row of the tables
     preset:str='full', # `full` or `quick`
     seed:int=0,        # Of the split, the embedding, the partitions, the tasks and the weights
     share:float|None=None, # Share of the protocol's steps, instead of the preset's
+    precision:str|None=None, # Of ProtoNets' trainings: `bfloat16` or `auto`; float32 if None
 ) -> dict:
     "Settings of a row as the stages take them"
     size, kind = presets[preset], row.method.removeprefix('cactus-').removeprefix('oracle-')
     train = trainings.get(kind, {})
     kwargs = {k: v for k,v in row.protocol.items() if k != 'steps'} | train
     if kind == 'protonets': kwargs['n_init'] = min(train['n_init'], size['n_init'])
+    if precision and _precise(row): kwargs['precision'] = precision
     if kind == 'maml' and row.data in ('mini-imagenet', 'celeba'): kwargs['clip'] = 10.
     if row.protocol.get('partition', 'kmeans') != 'kmeans': kwargs['n_partitions'] = 2400 # tasks come from many, each of few zones
     if row.protocol.get('partition') == 'hyperplanes': del kwargs['n_clusters']
@@ -259,7 +262,9 @@ def results_folder() -> Path:
     pages = Path(cactus_nb.__file__).parent.parent/'nbs'/'results'
     return pages/'reproduce' if (pages/'omniglot.ipynb').exists() else Path('cactus_runs')/'reproduce'
 
-def _file(row, preset, seed, share): return f"{row.name}.{preset}{'' if share is None else f'-{share:g}'}.s{seed}.json"
+def _file(row, preset, seed, share, precision=None):
+    parts = [preset + ('' if share is None else f'-{share:g}'), *([precision] if precision and _precise(row) else []), f's{seed}']
+    return f"{row.name}.{'.'.join(parts)}.json"
 
 # %% ../../nbs/42_score.reproduce.ipynb #bac374f8
 def read_row(
@@ -281,14 +286,14 @@ def read_rows(
     for path in sorted(Path(folder or results_folder()).glob('*.json')):
         try: res = read_row(path); found.setdefault(res['row'], []).append(res)
         except ValueError as e: refused[path.name.split('.full')[0].split('.quick')[0]] = str(e)
-    near = lambda r: (r['state'] != 'done', r['preset'] != 'full', -(r['share'] or 1), r['seed'])
+    near = lambda r: (r['state'] != 'done', r['preset'] != 'full', -(r['share'] or 1), bool(r['rows'][0].get('precision')), r['seed'])
     return {k: sorted(v, key=near) for k,v in found.items()}, refused
 
 # %% ../../nbs/42_score.reproduce.ipynb #6b9b28b0
 class _Bench:
     "What running a row needs: images, folders, a device and a clock"
-    def __init__(self, row, preset, seed, share, work, device, stop):
-        self.row, self.cfg, self.size = row, row_settings(row, preset, seed, share), presets[preset]
+    def __init__(self, row, preset, seed, share, precision, work, device, stop):
+        self.row, self.cfg, self.size = row, row_settings(row, preset, seed, share, precision), presets[preset]
         self.root, self.device, self.stop = Path(work)/f'{row.data}-{preset}-s{seed}', device, stop
         self.train, self.valid, self.test = stages.load_splits(self.cfg)
         self.cfg, self.used = stages.fit_to(self.cfg, self.train) | dict(protocol=protocol_version), []
@@ -333,7 +338,7 @@ def _method(b):
     "`(method for evaluate, what a row of the result says about it)`"
     if _trained(b.row):
         parts, about = _partitions(b)
-        run = b.run(f"{b.row.name}-{b.cfg['epochs']*b.cfg['n_tasks']//b.cfg['bs']}")
+        run = b.run('-'.join([b.row.name, str(b.cfg['epochs']*b.cfg['n_tasks']//b.cfg['bs']), *([b.cfg['precision']] if 'precision' in b.cfg else [])]))
         stages.train_stage(run, b.train if parts.kind == 'labels' else b.train.unlabelled(), parts, b.valid)
         return _to_score(load_run(run.path, device=b.device)), dict(bn=b.cfg['bn'], **_how(run.path)), about
     b.run(b.row.name, ())
@@ -369,13 +374,14 @@ def run_row(
     device=None,       # Where networks are trained; a GPU if there is one
     stop:StopInTime|None=None, # The clock; no limit if None
     share:float|None=None, # Share of the protocol's steps, instead of the preset's
+    precision:str|None=None, # Of ProtoNets' trainings, see `row_settings`
 ) -> dict: # What the result file holds
     "Run a row, or go on with it, and write its result; raises `ValueError` if it cannot be run here, `OutOfTime` when the time is over"
     _check(row, preset, share, device)
-    path = Path(folder or results_folder())/_file(row, preset, seed, share)
+    path = Path(folder or results_folder())/_file(row, preset, seed, share, precision)
     if path.exists(): return read_row(path)
     device = device or ('cuda' if torch.cuda.is_available() else None)
-    b = _Bench(row, preset, seed, share, work, device, stop or StopInTime())
+    b = _Bench(row, preset, seed, share, precision, work, device, stop or StopInTime())
     method, how, about = _method(b)
     scores = _scores(b, method)
     return _write_row(b, path, preset, share, how, about, [*scores.values()])
@@ -394,7 +400,7 @@ def _write_row(b, path, preset, share, how, about, scores):
     seconds = sum(sum(r.stages.values()) for r in {r.path: r for r in b.used}.values())
     more = dict(preset=preset, state='done' if whole else 'partial', share=None if part is None else round(part, 5))
     lines = [{k: v for k,v in o.items() if k != 'images'} | how | more | dict(n_partitions=how.get('n_partitions')) for o in scores]
-    line = f"cactus_reproduce --row {b.row.name} --preset {preset}" + (f" --share {share:g}" if share is not None else '') + (f" --seed {b.cfg['seed']}" if b.cfg['seed'] else '')
+    line = f"cactus_reproduce --row {b.row.name} --preset {preset}" + ''.join(f" --{k} {v}" for k,v in dict(share=share and f'{share:g}', precision=b.cfg.get('precision'), seed=b.cfg['seed']).items() if v)
     costs, commits = _costs() | dict(line=line), [c for r in b.used for c in read_json(r/'env.json').get('commits', [])]
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_result(path, lines, 'cactus_reproduce', b.row.data, 'test', seconds, b.cfg['seed'], b.device, row=b.row.name, protocol=protocol_version, **more, minutes=round(seconds/60, 1),
@@ -415,7 +421,7 @@ def _lines(row, res, state, why):
         o = ours.get((w,k))
         diff, overlap = _beside(o, paper)
         yield dict(row=row.name, method=row.method, embedding=row.embedding, n_way=w, k_shot=k, ours=o and o['mean'], ci95=o and o['ci95'], paper=paper and paper.mean, paper_ci95=paper and paper.ci95, mark=paper and paper.mark,
-                   difference=diff, overlap=overlap, state=state, why=why, preset=res and res['preset'], share=res and res['share'], steps=o and o['steps'], n_partitions=o and o['n_partitions'], n_tasks=o and o['n_tasks'],
+                   difference=diff, overlap=overlap, state=state, why=why, preset=res and res['preset'], share=res and res['share'], steps=o and o['steps'], n_partitions=o and o['n_partitions'], n_tasks=o and o['n_tasks'], precision=o and o.get('precision'),
                    seed=res and res['seed'], minutes=res and res['minutes'], device=res and res['device'], commit=res and res['commit'], pretrained=res and (res['encoder'] or {}).get('pretrained'),
                    command=res['line'] if res else f'cactus_reproduce --row {row.name}')
 
@@ -451,6 +457,7 @@ def comparison_table(
     "A line per row and seed, a column per way and shot, and the state"
     df = df.assign(task=[f'{w}-way {k}-shot' for w,k in zip(df.n_way, df.k_shot)], score=[_cell(o) for _,o in df.iterrows()], seed=['' if pd.isna(s) else f'{s:.0f}' for s in df.seed])
     df['state'] = [s if s != 'partial' or pd.isna(p) else f'{s}, {100*p:.3g} % of the steps' for s,p in zip(df.state, df.share)]
+    df['state'] = [s if pd.isna(p) else f'{s}, {p}' for s,p in zip(df.state, df.precision)]
     order = [*dict.fromkeys(df.task)]
     wide = df.pivot_table(index=['row', 'seed', 'state'], columns='task', values='score', aggfunc='first', sort=False).reindex(columns=order).fillna('')
     return wide.reset_index(['seed', 'state'])[[*order, 'seed', 'state']].rename_axis(index=None, columns=None)
@@ -521,7 +528,7 @@ def _state_line(name, res, refused, preset, device):
     if res is None: return dict(row=name, tables=', '.join(row.tables), state='pending', ours='', why=refused.get(name) or why_not(row, preset, device) or f'not run: cactus_reproduce --row {name}')
     share = '' if res['share'] is None or res['share'] >= 1 else f", {100*res['share']:.3g} % of the steps"
     ours = ' '.join(f"{o['mean']:.2f}" for o in res['rows'])
-    return dict(row=name, tables=', '.join(row.tables), state=res['state'], ours=ours, why=f"{res['preset']}{share}, {res['rows'][0]['n_tasks']:,} tasks, seed {res['seed']}, commit {res['commit']}")
+    return dict(row=name, tables=', '.join(row.tables), state=res['state'], ours=ours, why=f"{res['preset']}{share}, {res['rows'][0]['n_tasks']:,} tasks{', ' + p if (p := res['rows'][0].get('precision')) else ''}, seed {res['seed']}, commit {res['commit']}")
 
 def _list(folder, preset, device):
     found, refused = read_rows(folder)
@@ -539,6 +546,7 @@ def cactus_reproduce(
     all:store_true=False,# Run all rows that can be run here
     preset:str='quick',  # quick (a small share of the steps, fewer partitions and tasks) or full (the paper's protocol)
     share:float=None,    # Share of the protocol's training steps, above 0 and at most 1; the preset's if not given
+    precision:str=None,  # Of ProtoNets' trainings: float32, bfloat16 (faster where the processor has it) or auto; float32 if not given
     seed:int=0,          # Of the split, the embedding, the partitions, the tasks and the weights
     minutes:float=None,  # Stop after so many minutes; the same command goes on later. Partitions and single scores are finished first
     device:str=None,     # Where networks are trained: cpu, cuda, cuda:1 …; a GPU if there is one
@@ -552,7 +560,7 @@ def cactus_reproduce(
     _check_device(device)
     names, failed = _chosen(row, table, all), []
     try:
-        for name in names: failed += _run_one(rows[name], len(names) > 1, failed, preset=preset, seed=seed, folder=folder, work=work, device=device, stop=stop, share=share)
+        for name in names: failed += _run_one(rows[name], len(names) > 1, failed, preset=preset, seed=seed, folder=folder, work=work, device=device, stop=stop, share=share, precision=None if precision == 'float32' else precision)
     except OutOfTime: print(f"\nStopped after {minutes:g} minutes at {name}; the same command goes on where it was.")
     print(f"\nResults: {folder}. cactus_reproduce --list shows all rows.")
     if failed: raise ValueError(f"{len(failed)} of {len(names)} rows failed: {'; '.join(failed)}")
@@ -567,7 +575,7 @@ def _run_one(row, many, failed, **kwargs):
     "Run a row and say what came out; among many, one that fails does not keep the others from being run"
     reason = why_not(row, kwargs['preset'], kwargs['device'], kwargs['share'])
     if many and reason: print(f"{row.name}: pending, {reason}"); return []
-    there = Path(kwargs['folder'])/_file(row, kwargs['preset'], kwargs['seed'], kwargs['share'])
+    there = Path(kwargs['folder'])/_file(row, kwargs['preset'], kwargs['seed'], kwargs['share'], kwargs['precision'])
     print(f"\n{row.name} …" + (f" stored in {there}: remove that file, or give another --out, to run it again" if there.exists() else ''), flush=True)
     try: res = run_row(row, **kwargs)
     except ValueError as e:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Partitions', 'random_scale', 'kmeans_partitions', 'plane_sides', 'hyperplane_partitions', 'random_partitions',
-           'label_partition', 'cluster_purity']
+           'label_partition', 'cluster_purity', 'cluster_cores']
 
 # %% ../../nbs/20_tasks.partition.ipynb #c002
 import json, warnings
@@ -97,7 +97,7 @@ def _fit_partition(p, first, refits, n_clusters, min_size, accept):
 # %% ../../nbs/20_tasks.partition.ipynb #c020
 def _drop_small(labels, min_size):
     "Labels with -1 for the images of clusters under `min_size`"
-    return np.where(np.bincount(labels)[labels] >= min_size, labels, -1).astype(np.int32)
+    return np.where(np.bincount(labels + 1)[labels + 1]*(labels >= 0) >= min_size, labels, -1).astype(np.int32)
 
 # %% ../../nbs/20_tasks.partition.ipynb #c021
 def kmeans_partitions(
@@ -298,3 +298,24 @@ def summary(self:Partitions,
         if y is not None: d |= dict(purity=round(cluster_purity(l, y), 3), nmi=round(nmi(np.asarray(y)[l >= 0], l[l >= 0]), 3))
         return d
     return pd.DataFrame([row(p) for p in range(len(self))]).rename_axis('partition')
+
+# %% ../../nbs/20_tasks.partition.ipynb #06853c94
+def _from_centre(z, labels):
+    "Squared distance `[n]` of each image to the mean of its cluster"
+    sums, at = np.zeros((labels.max() + 2, z.shape[1])), labels + 1
+    np.add.at(sums, at, z)
+    return ((z - (sums/np.maximum(np.bincount(at, minlength=len(sums)), 1)[:,None])[at])**2).sum(1)
+
+def cluster_cores(
+    partitions:Partitions, # Of the same images
+    z:np.ndarray,          # Their embedding `[n, d]`, in which distances are taken
+    core:float=0.8,        # Share of the images in clusters to keep, above 0 and at most 1
+    min_size:int=6,        # Images that a cluster needs afterwards, as for `kmeans_partitions`
+) -> Partitions:
+    "Partitions without the images that are farthest from the mean of their cluster; raises `ValueError` for another embedding"
+    if not 0 < core <= 1: raise ValueError(f"core={core}: give a share of the images above 0, at most 1.")
+    check_counts(min_size=min_size); z = check_embedding(z, partitions.n_images)
+    def kept(labels):
+        d = _from_centre(z, labels)
+        return np.where(d <= np.quantile(d[labels >= 0], core), labels, -1)
+    return Partitions(np.stack([_drop_small(kept(l), min_size) for l in partitions.labels]), [n | dict(core=core) for n in partitions.notes], partitions.kind)
