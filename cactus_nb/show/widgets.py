@@ -30,10 +30,12 @@ def _figure(width, height):
     return Figure(figsize=(width, height), layout='constrained', dpi=110)
 
 def _png(fig):
-    "The figure drawn once, where `savefig` draws it twice"
+    "The figure drawn once, where `savefig` draws it twice, and taken apart: it would wait for the garbage collector with all its pixels"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     canvas = FigureCanvasAgg(fig); canvas.draw()
-    with io.BytesIO() as f: Image.fromarray(np.asarray(canvas.buffer_rgba())[...,:3]).save(f, 'png', compress_level=3); return f.getvalue()
+    pixels = np.asarray(canvas.buffer_rgba())[...,:3].copy()
+    fig.clear(); canvas.renderer = None
+    with io.BytesIO() as f: Image.fromarray(pixels).save(f, 'png', compress_level=3); return f.getvalue()
 
 # %% ../../nbs/51_show.widgets.ipynb #ae01ec4f
 def _recall(kept, key, make, n=8):
@@ -120,7 +122,7 @@ def widget(self:Panel): # An ipywidgets box, one for each panel: two panels shar
     if self.box: return self.box
     import ipywidgets as w
     if not self.png: self.act()
-    self.picture, self.message = w.Image(format='png', layout=w.Layout(max_width='100%', object_fit='contain')), w.HTML()
+    self.picture, self.message = w.Image(format='png', layout=w.Layout(max_width='100%', object_fit='contain', align_self='flex-start')), w.HTML()
     self.bar = w.IntProgress(style=dict(description_width='auto', bar_color=_ours), layout=w.Layout(display='none', width='360px'))
     self.knobs = {k: _control(*o, k) for k,o in self.controls.items()}
     for k,o in self.knobs.items(): o.observe(lambda change, k=k: self.quiet or self.act(**{k: change['new']}), 'value')
