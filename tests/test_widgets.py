@@ -10,7 +10,7 @@ from cactus_nb.data.sets import glyphs
 from cactus_nb.encoders.core import PCA, OwnEmbedding
 from cactus_nb.meta.learner import maml_learner, proto_learner, save_run
 from cactus_nb.score.baselines import knn
-from cactus_nb.score.evaluate import evaluate
+from cactus_nb.score.evaluate import PairedDifference, evaluate
 from cactus_nb.show import widgets
 from cactus_nb.show.widgets import CompareEmbeddings, InnerSteps, Panel, TaskExplorer, TeachIt, _figure
 from cactus_nb.tasks.partition import random_partitions
@@ -113,6 +113,13 @@ def test_tasks_are_those_of_the_library():
     assert np.array_equal(ra.per_task, evaluate(knn(encoders['pca']), images, n_tasks=200).per_task)
     assert np.array_equal(rb.per_task, evaluate(knn(OwnEmbedding(encoders['own'], images)), images, n_tasks=200).per_task)
 
+def test_colours_of_a_difference():
+    "A colour stands for the same embedding, also where it is better on no task."
+    diff = PairedDifference(np.array([4.,8,0,4]), 5, 1, 5, 0, '')
+    colours = lambda d: [h.patches[0].get_facecolor() for h in widgets.show_difference(d, 'xy').get_legend_handles_labels()[0]]
+    assert len({*colours(diff)}) == 3 and colours(diff) == colours(PairedDifference(-diff.per_task, 5, 1, 5, 0, ''))
+    plt.close('all')
+
 def test_weights_stay():
     "Stepping through the inner loop leaves the network, and its mode, as they were."
     net, before = maml.model, {k: v.clone() for k,v in maml.model.state_dict().items()}
@@ -124,7 +131,7 @@ def test_upload_of_any_mode(mode):
     t = teach(); t.teach('mine', [upload('a', png(mode, (57, 31)))])
     assert t.examples['mine'].shape == (1,1,28,28)
 
-@pytest.mark.parametrize('data,words', [(b'', 'a.png: not an image'), (b'%PDF-1.4', 'a.png: not an image'), (png()[:60], 'a.png: '), (png(size=(7000, 6000)), 'more than max_pixels'), (bytes(11*2**20), '11 MB, at most 10')])
+@pytest.mark.parametrize('data,words', [(b'', 'a.png: not an image'), (b'%PDF-1.4', 'a.png: not an image'), (png()[:60], 'a.png: '), (png(size=(7000, 6000)), 'more than 40 million pixels'), (bytes(11*2**20), '11 MB, at most 10')])
 def test_bad_upload(data, words):
     "It is named, the good one beside it is taken, and the widget goes on."
     t = teach(); t.widget(); before = [*t.examples]

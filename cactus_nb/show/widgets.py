@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Panel', 'TaskExplorer', 'show_answers', 'InnerSteps', 'TeachIt', 'show_difference', 'CompareEmbeddings']
 
-# %% ../../nbs/51_show.widgets.ipynb #d87ee692
-import base64, io
+# %% ../../nbs/51_show.widgets.ipynb #74e68759
+import base64, io, re
 from pathlib import Path
 import numpy as np, torch
 from fastai.torch_core import get_model
@@ -30,10 +30,12 @@ def _figure(width, height):
     return Figure(figsize=(width, height), layout='constrained', dpi=110)
 
 def _png(fig):
-    "The figure drawn once, where `savefig` draws it twice"
+    "The figure drawn once, where `savefig` draws it twice, and taken apart: it would wait for the garbage collector with all its pixels"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     canvas = FigureCanvasAgg(fig); canvas.draw()
-    with io.BytesIO() as f: Image.fromarray(np.asarray(canvas.buffer_rgba())[...,:3]).save(f, 'png', compress_level=3); return f.getvalue()
+    pixels = np.asarray(canvas.buffer_rgba())[...,:3].copy()
+    fig.clear(); canvas.renderer = None
+    with io.BytesIO() as f: Image.fromarray(pixels).save(f, 'png', compress_level=3); return f.getvalue()
 
 # %% ../../nbs/51_show.widgets.ipynb #ae01ec4f
 def _recall(kept, key, make, n=8):
@@ -89,7 +91,7 @@ def static(self:Panel,
     if unknown := {*settings} - {*self.settings}: raise ValueError(f"{min(unknown)}: the settings of {type(self).__name__} are {', '.join(self.settings) or 'none'}.")
     return Image(_png(self.figure(**self.settings | settings)), format='png')
 
-# %% ../../nbs/51_show.widgets.ipynb #97ef3fb4
+# %% ../../nbs/51_show.widgets.ipynb #f9260af0
 def _has_kernel():
     from IPython import get_ipython
     return getattr(get_ipython(), 'kernel', None) is not None
@@ -99,19 +101,19 @@ def _repr_mimebundle_(self:Panel, include=None, exclude=None):
     "The controls where a kernel runs, and the picture for all others"
     if not self.png: self.act()
     controls = self.widget()._repr_mimebundle_() if _has_kernel() else {}
-    return {'text/plain': f'{type(self).__name__}: {self.said or self.about}'} | controls | ({'image/png': base64.b64encode(self.png).decode()} if self.png else {})
+    return {'text/plain': f"{type(self).__name__}: {self.said or re.sub('<.*?>', '', self.about)}"} | controls | ({'image/png': base64.b64encode(self.png).decode()} if self.png else {})
 
-# %% ../../nbs/51_show.widgets.ipynb #c391ffa9
+# %% ../../nbs/51_show.widgets.ipynb #9f29b104
 _labels = dict(n_clusters='clusters, k', n_partitions='partitions, P', n_way='way', k_shot='shot', n_tasks='tasks', inner_lr='step size', sources='where from')
 
 def _control(choices, start, name):
     import ipywidgets as w
-    kw = dict(description=_labels.get(name, name), value=start, style=dict(description_width='auto'), layout=w.Layout(width='auto', min_width='220px'))
+    kw = dict(description=_labels.get(name, name), value=start, style=dict(description_width='auto'), layout=w.Layout(width='auto', min_width='195px'))
     if isinstance(choices, range): return w.IntSlider(min=choices[0], max=choices[-1], step=choices.step, continuous_update=False, **kw)
     if isinstance(start, bool): return w.Checkbox(indent=False, **kw)
     return w.Dropdown(options=choices, **kw) if isinstance(start, str) else w.SelectionSlider(options=choices, continuous_update=False, **kw)
 
-# %% ../../nbs/51_show.widgets.ipynb #cbb0107f
+# %% ../../nbs/51_show.widgets.ipynb #8a62e28d
 _style = '<style>.cactus-pale img, img.cactus-pale {opacity: .3} .cactus-said {color: #b54700; font-weight: 600; line-height: 1.4} .cactus-about {line-height: 1.4}</style>'
 
 @patch
@@ -120,11 +122,11 @@ def widget(self:Panel): # An ipywidgets box, one for each panel: two panels shar
     if self.box: return self.box
     import ipywidgets as w
     if not self.png: self.act()
-    self.picture, self.message = w.Image(format='png', layout=w.Layout(max_width='100%', object_fit='contain')), w.HTML()
+    self.picture, self.message = w.Image(format='png', layout=w.Layout(max_width='100%', object_fit='contain', align_self='flex-start')), w.HTML()
     self.bar = w.IntProgress(style=dict(description_width='auto', bar_color=_ours), layout=w.Layout(display='none', width='360px'))
     self.knobs = {k: _control(*o, k) for k,o in self.controls.items()}
     for k,o in self.knobs.items(): o.observe(lambda change, k=k: self.quiet or self.act(**{k: change['new']}), 'value')
-    rows = [self._row(*self.knobs.values(), *(self._button(text, getattr(self, name)) for text,name in self.buttons.items())), *self._more()]
+    rows = [self._row(*self.knobs.values(), w.HBox([self._button(text, getattr(self, name)) for text,name in self.buttons.items()])), *self._more()]
     self.quiet, self.box = False, w.VBox([w.HTML(f'{_style}<div class="cactus-about">{self.about}</div>'), *rows, self.bar, self.message, self.picture])
     self.progress = self._track
     self._sync()
@@ -248,7 +250,7 @@ def _numbered(labels, of):
     new = np.full(max(labels.max(), of.max())+1, -1); new[of] = range(len(of))
     return np.where(labels >= 0, new[labels], -1)
 
-# %% ../../nbs/51_show.widgets.ipynb #6993f9c5
+# %% ../../nbs/51_show.widgets.ipynb #deacb1f1
 def show_answers(
     x:np.ndarray,     # Queries `[n, c, h, w]` uint8
     probs,            # Probabilities `[n, n_classes]`
@@ -266,7 +268,7 @@ def show_answers(
     frames = {} if truth is None else {i: _right if right[i] else _wrong for i in np.argsort(~right, kind='stable').tolist()}
     ax.imshow(image_strip(x, frames, n_cols=1), extent=(-1.75, -0.75, n-0.5, -0.5)); ax.imshow(image_strip(heads), extent=(-0.5, k-0.5, -0.75, -1.75))
     for i,c in enumerate([] if truth is None else truth): ax.add_patch(_frame(c, i))
-    ax.set(xlim=(-1.9, k-0.4), ylim=(n-0.4, -1.9), yticks=[], xticks=range(k)); ax.set_xticklabels([_short(str(o), 22) for o in names], rotation=0 if k*max(len(str(o)) for o in names) < 30 else 30, ha='center' if k*max(len(str(o)) for o in names) < 30 else 'right')
+    ax.set(xlim=(-1.9, k-0.4), ylim=(n-0.4, -1.9), yticks=[], xticks=range(k)); ax.set_xticklabels([_short(str(o), 24) for o in names], rotation=0 if k*max(len(str(o)) for o in names) < 30 else 30, ha='center' if k*max(len(str(o)) for o in names) < 30 else 'right')
     _caption(ax, title + ('' if truth is None else f', {right.mean():.0%} right'))
     return ax
 
@@ -393,7 +395,7 @@ def shape(self:TeachIt) -> tuple: # `(c, h, w)`
     "Shape that images are brought to"
     return tuple(self.images.shape if self.images is not None else self.learner().dls.train_ds.x.shape[1:])
 
-# %% ../../nbs/51_show.widgets.ipynb #572f9305
+# %% ../../nbs/51_show.widgets.ipynb #7fba4e77
 @patch
 def _read(self:TeachIt, files):
     "Pixels of those files that can be read, and what is wrong with the others"
@@ -402,7 +404,7 @@ def _read(self:TeachIt, files):
     for i,f in enumerate(self.progress(files, 'reading')):
         name = f['name'] if isinstance(f, dict) else Path(f).name if isinstance(f, (str, Path)) else f'image {i}'
         try: good.append(decode_image(self._opened(f), shape, max_pixels=40_000_000))
-        except (ValueError, OSError) as e: bad.append(f"{name}: {str(e).replace(str(f), '').strip(' :')}" if not isinstance(f, dict) else f'{name}: {e}')
+        except (ValueError, OSError) as e: bad.append(f"{name}: {str(e).replace('max_pixels', '40 million pixels').removeprefix(f'{f}: ')}")
     return np.stack(good) if good else np.empty((0, *shape), np.uint8), bad
 
 @patch
@@ -479,7 +481,7 @@ def answer(self:TeachIt): # Probabilities `[n, n_classes]`; `.classes` are the n
     learn, names = self.learner(), [k for k,x in self.examples.items() for _ in x]
     return classify(learn, np.concatenate([*self.examples.values()]), names, self.new)
 
-# %% ../../nbs/51_show.widgets.ipynb #03c7825f
+# %% ../../nbs/51_show.widgets.ipynb #f8f7b7c6
 @patch
 def figure(self:TeachIt): # The figure
     "The examples of each class, and what the learner makes of the new images"
@@ -487,7 +489,7 @@ def figure(self:TeachIt): # The figure
     fig = _figure(11, max(3, 0.62*len(self.examples) + 1, 0.42*min(len(self.new), 12) + 1.6 if asked else 0))
     left, right = fig.subplots(1, 2, width_ratios=[1, 1.1])
     if self.examples:
-        show_rows({_short(k, 30): self.examples[k][:8]/255 for k in sorted(self.examples)}, left)
+        show_rows({_short(k, 24): self.examples[k][:8]/255 for k in sorted(self.examples)}, left)
         left.set_xlim(right=max(left.get_xlim()[1], 5*(self.shape()[2] + 2) + 2)); left.set_anchor('NW')
         _caption(left, 'what it was shown', [(n := sum(max(0, len(x)-8) for x in self.examples.values())) and f'{n} examples'])
     else: _hint(left, '1   Give a class a few examples:\n      pick one, or upload your own.\n\n2   Do so for one class more, at least.\n\n3   Ask about new images.')
@@ -495,11 +497,12 @@ def figure(self:TeachIt): # The figure
     probs = self.answer()
     heads, truth = np.stack([self.examples[o][0] for o in probs.classes]), None if self.truth is None else [probs.classes.index(o) for o in self.truth[:12]]
     show_answers(self.new[:12], probs[:12], heads, probs.classes, truth, 'what it says: %' + (f'\nleft out: {len(self.new)-12} images' if len(self.new) > 12 else ''), right)
+    right.set_anchor('N')
     return fig
 
 def _hint(ax, text): ax.axis('off'); ax.text(0.02, 0.5, text, fontsize=12, color=_ink, va='center', transform=ax.transAxes, linespacing=1.5)
 
-# %% ../../nbs/51_show.widgets.ipynb #7ae1c9e7
+# %% ../../nbs/51_show.widgets.ipynb #1568eb5c
 @patch
 def _more(self:TeachIt):
     "Names, uploads, and images at hand"
@@ -524,10 +527,10 @@ def _take(self:TeachIt, upload, todo):
 
 @patch
 def _sync(self:TeachIt):
-    self.known.options = [*self.examples]
+    if self.known.options != (names := tuple(self.examples)): self.known.options = names; self.known.value = names[0] if names else None
     super(TeachIt, self)._sync()
 
-# %% ../../nbs/51_show.widgets.ipynb #b25d8a7e
+# %% ../../nbs/51_show.widgets.ipynb #94186574
 def show_difference(
     diff:PairedDifference, # The difference of two results
     names=('a', 'b'),      # What they are called
@@ -538,9 +541,9 @@ def show_difference(
     values, n = np.unique(diff.per_task.round(4), return_counts=True)
     for sign,colour,name in ((-1, _palette[1], names[1]), (0, '#b9c4cc', 'equal'), (1, _palette[0], names[0])):
         mine = np.sign(values) == sign
-        ax.bar(values[mine], n[mine], 80/(diff.n_way*diff.n_query), color=colour, label=f"{name}{' better' if sign else ''}: {n[mine].sum():,}")
+        ax.bar(*(o[mine] if mine.any() else [0] for o in (values, n)), 80/(diff.n_way*diff.n_query), color=colour, label=f"{name}{' better' if sign else ''}: {n[mine].sum():,}")
     ax.axvspan(diff.mean - diff.ci95, diff.mean + diff.ci95, color=_ours, alpha=0.25, lw=0); ax.axvline(diff.mean, color=_ours, lw=1.5); ax.axvline(0, color=_ink, lw=1, ls='--')
-    ax.set(xlabel=f'{names[0]} less {names[1]}, points', ylabel='tasks', ylim=(0, 1.5*n.max())); _plain(ax); _whole(ax.yaxis); ax.legend(fontsize=8, frameon=False, loc='upper left')
+    ax.set(xlabel=f'{names[0]} less {names[1]}, points', ylabel='tasks', ylim=(0, 1.5*n.max())); _plain(ax); _whole(ax.yaxis); ax.legend(fontsize=8, edgecolor='none', loc='upper left', facecolor='white', framealpha=0.85)
     _caption(ax, f"difference {diff.mean:+.1f} ± {diff.ci95:.1f} points: {'clear' if diff.clear else 'may be chance'}")
     return ax
 

@@ -1,5 +1,5 @@
 "`pytest -q tests/browser --in-browser` drives the widgets by a real browser; without the option these tests are skipped."
-import os, re, shutil, socket, subprocess, sys, tempfile, time
+import os, shutil, socket, subprocess, sys, time
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import urlopen
@@ -30,6 +30,8 @@ def jupyter(tmp_path_factory):
     home, port, token = tmp_path_factory.mktemp('jupyter'), free_port(), 'widgets'
     work, settings = home/'work', home/'settings'/'@jupyterlab'/'notebook-extension'
     work.mkdir(); settings.mkdir(parents=True)
+    (home/'settings'/'@jupyterlab'/'apputils-extension').mkdir()
+    (home/'settings'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
     (settings/'tracker.jupyterlab-settings').write_text('{"windowingMode": "none"}') # every cell is in the page, seen or not
     env = os.environ | dict(JUPYTER_CONFIG_DIR=str(home/'config'), JUPYTER_DATA_DIR=str(home/'data'), JUPYTER_RUNTIME_DIR=str(home/'run'), JUPYTERLAB_SETTINGS_DIR=str(home/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(home/'spaces'),
         IPYTHONDIR=str(home/'ipython'), PYTHONPATH=os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')]), JUPYTER_PLATFORM_DIRS='1')

@@ -29,7 +29,7 @@ def measure(make, n, seed):
     panel, rng, wall, cpu, held = make(), np.random.default_rng(seed), [], [], []
     panel.widget()
     for i in range(n):
-        if i in (n//2, n-1): gc.collect(); held.append(rss())
+        if i in (n//4, n//2, n-1): gc.collect(); held.append(rss())
         start = time.perf_counter(), time.process_time()
         press(panel, rng)
         wall.append(time.perf_counter() - start[0]); cpu.append(time.process_time() - start[1])
@@ -37,7 +37,7 @@ def measure(make, n, seed):
     settle(panel, make)
     assert not plt.get_fignums()
     say = lambda o: f'{np.median(o):.2f} {np.quantile(o, 0.95):.2f} {max(o):.2f}'
-    print(f'{type(panel).__name__:18} {n} changes; seconds, median 95 % slowest: wall {say(wall)}, processor {say(cpu)}; memory {held[0]:.0f} MB half way, {held[1]:.0f} MB at the end', flush=True)
+    print(f'{type(panel).__name__:18} {n} changes; seconds, median 95 % slowest: wall {say(wall)}, processor {say(cpu)}; memory after a quarter, half and all {held[0]:.0f}, {held[1]:.0f}, {held[2]:.0f} MB', flush=True)
 
 if __name__ == '__main__':
     p = ArgumentParser(); p.add_argument('--n', type=int, default=200); p.add_argument('--seed', type=int, default=0)
