@@ -34,7 +34,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=[lib, lib + '.*']),
     include_package_data=True,
     install_requires=cfg.get('requirements', '').split(),
-    extras_require={'dev': cfg.get('dev_requirements', '').split()},
+    extras_require={o: cfg.get(f'{o}_requirements', '').split() for o in ('dev', 'browser')},
     python_requires='>=' + min_python,
     zip_safe=False,
     entry_points={

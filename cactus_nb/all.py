@@ -30,6 +30,7 @@ from .runs import *
 from .score.baselines import *
 from .score.evaluate import *
 from .show.plot import *
+from .show.widgets import *
 from .tasks.attributes import *
 from .tasks.partition import *
 from .tasks.sample import *

@@ -12,8 +12,8 @@ from torch import nn
 
 import cactus_nb
 from cactus_nb import bench, cli
-from cactus_nb.all import (ACAI, Affine, Autoencoder, BiGAN, Callback, Encoder, ImageSet, InnerLoop, Learner, ModuleEncoder, OwnEmbedding, PCA, Partitions, ProtoNetCallback, ResumeCallback, Run, Whitened, as_transform,
-    AttributeSampler, AttributeSet, InstanceSampler, MixedSampler, NeighbourSampler, ReclusterCallback, Round, agreement, fit_rounds, instance_set, celeba, mini_imagenet, mnist, check_embedding, classify, conv4, conv4_classifier, describe, embedding_report, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
+from cactus_nb.all import (ACAI, Affine, Autoencoder, BiGAN, Callback, DeepCluster, Encoder, InfoGAN, Instance, ImageSet, InnerLoop, Learner, ModuleEncoder, OwnEmbedding, PCA, Partitions, ProtoNetCallback, ResumeCallback, Run, Whitened, as_transform,
+    AttributeSampler, AttributeSet, InstanceSampler, MixedSampler, NeighbourSampler, ReclusterCallback, Round, agreement, fit_rounds, instance_set, celeba, mini_imagenet, mnist, check_embedding, classify, cluster_cores, conv4, conv4_classifier, describe, embedding_report, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
     label_partition, load_run, maml_learner, maml_logits, omniglot, proto_learner, prototypes, random_partitions, read_json, result_table, save_pretrained, save_run,
     save_tensors, task_dls, write_json)
 from cactus_nb.data import core, folder as folder_mod, sets
@@ -21,7 +21,7 @@ from cactus_nb.tasks.sample import TaskSampler
 
 for o in [o for o in globals() if o.startswith('test')]: del globals()[o] # fastcore's, which pytest would take for ours
 
-AREAS = 'Images', 'Your own folder', 'Data sets', 'Embeddings', 'Partitions', 'Tasks', 'Transforms', 'ProtoNets', 'MAML', 'Rounds', 'Runs', 'Scoring', 'Commands'
+AREAS = 'Images', 'Your own folder', 'Data sets', 'Embeddings', 'Partitions', 'Tasks', 'Transforms', 'ProtoNets', 'MAML', 'Rounds', 'Runs', 'Scoring', 'Widgets', 'Commands'
 STORED = Path(__file__).parent.parent/'nbs'/'explanations'/'refused.json'
 Case = namedtuple('Case', 'area given error try_')
 REFUSED, TAKEN = [], []
@@ -336,6 +336,7 @@ class Zero(Callback):
 refuse('Rounds', 'none',                                    lambda tmp: ReclusterCallback([]))
 refuse('Rounds', 'no epochs',                               lambda tmp: Round(0))
 refuse('Rounds', 'one partition, with none to compare it to', lambda tmp: Round(1, n_partitions=1))
+refuse('Rounds', 'a core of more than all images',          lambda tmp: Round(1, core=2))
 refuse('Rounds', 'shares of tasks over 1',                  lambda tmp: Round(1, earlier=0.7, instances=0.7))
 refuse('Rounds', 'a fit of another length',                 lambda tmp: in_rounds(Round(2), cbs=ReclusterCallback([Round(3)])))
 refuse('Rounds', 'more clusters than images',               lambda tmp: in_rounds(Round(1), Round(1, 121)))
@@ -411,6 +412,10 @@ refuse('Embeddings', 'a pretrained encoder that was changed', altered)
 refuse('Embeddings', 'a pretrained encoder without its file', lambda tmp: ((shipped(tmp)/'mine.safetensors').unlink(), Encoder.pretrained('mine', tmp/'weights')), FileNotFoundError)
 refuse('Embeddings', 'a report without labels',         lambda tmp: embedding_report(z, photos))
 refuse('Embeddings', 'nothing learnt to be shipped',    lambda tmp: save_pretrained(small(ACAI), 'mine', tmp))
+refuse('Embeddings', 'InfoGAN on sides that cannot be halved twice', lambda tmp: InfoGAN(n_epochs=1, quiet=True).fit(ImageSet(np.zeros((40,1,30,30), np.uint8) + np.arange(40, dtype=np.uint8)[:,None,None,None])))
+refuse('Embeddings', 'DeepCluster with more clusters than images', lambda tmp: DeepCluster(n_clusters=121, n_epochs=1, quiet=True).fit(photos))
+refuse('Embeddings', 'DeepCluster with an unknown network', lambda tmp: DeepCluster(backbone='vgg'))
+refuse('Embeddings', 'views that are all one',          lambda tmp: Instance(transform='none'))
 
 
 # Partitions
@@ -430,6 +435,8 @@ big = np.repeat(z, 10, 0)
 refuse('Partitions', 'a negative margin',              lambda tmp: hyperplane_partitions(big, 5, 2, margin=-1))
 refuse('Partitions', 'a margin that drops all',        lambda tmp: hyperplane_partitions(big, 5, 2, margin=1e6, max_redraws=3))
 refuse('Partitions', 'data far from the planes',       lambda tmp: hyperplane_partitions(big + 1000, 5, 2, max_redraws=3))
+refuse('Partitions', 'no core of the clusters',        lambda tmp: cluster_cores(parts, z, core=0))
+refuse('Partitions', 'cores in the embedding of other images', lambda tmp: cluster_cores(parts, z[:50]))
 refuse('Partitions', 'too few images for planes',      lambda tmp: hyperplane_partitions(z[:50], 5, 2))
 refuse('Partitions', 'more zones than there can be',   lambda tmp: hyperplane_partitions(big, 150, 1, max_redraws=3))
 refuse('Partitions', 'random clusters that are too small', lambda tmp: random_partitions(120, 100, 1))
@@ -561,6 +568,25 @@ refuse('Scoring', 'an embedding with too few rows',    lambda tmp: score(knn(lam
 refuse('Scoring', 'a difference of results on other tasks', lambda tmp: score() - score(seed=1))
 refuse('Scoring', 'a difference to a number',          lambda tmp: score() - 20.)
 refuse('Scoring', 'a table without rows',              lambda tmp: result_table([]))
+
+
+# Widgets
+
+from cactus_nb.show.widgets import CompareEmbeddings, InnerSteps, TaskExplorer, TeachIt
+
+def teach(learn=None, **kw): return TeachIt(learn, images, **kw)
+refuse('Widgets', 'a task explorer without an embedding', lambda tmp: TaskExplorer(images, {}))
+refuse('Widgets', 'an embedding of other images',         lambda tmp: TaskExplorer(images, {'own': z[:50]}, n_clusters=(10,)).static())
+refuse('Widgets', 'clusters too small for a task',        lambda tmp: TaskExplorer(images, {'own': z}, n_clusters=(100,)))
+refuse('Widgets', 'a way over the clusters at hand',      lambda tmp: TaskExplorer(images, {'own': z}, n_clusters=(10,)).static(n_way=20))
+refuse('Widgets', 'inner steps of ProtoNets',             lambda tmp: InnerSteps(protonets(), images))
+refuse('Widgets', 'a setting that there is not',          lambda tmp: TaskExplorer(images, {'own': z}, n_clusters=(10,)).static(k=3))
+refuse('Widgets', 'no trained learner yet',               lambda tmp: (t := teach(), t.pick(), t.pick(), t.quiz(), t.answer()))
+refuse('Widgets', 'examples that are no image',           lambda tmp: teach().teach('mine', [dict(name='a.png', size=4, content=b'text')]))
+refuse('Widgets', 'examples without a name',              lambda tmp: teach().teach(' ', [noise(0)]))
+refuse('Widgets', 'a file that is huge',                  lambda tmp: teach(max_mb=1).teach('mine', [dict(name='a.png', size=2**21, content=bytes(2**21))]))
+refuse('Widgets', 'a question before two classes have examples', lambda tmp: (t := teach(), t.pick(), t.quiz(), t.answer()))
+refuse('Widgets', 'one embedding to compare',             lambda tmp: CompareEmbeddings(images, {'own': z}))
 
 
 # Commands

@@ -152,13 +152,14 @@ class Bfloat16(Callback):
         self._remove()
         if hasattr(self.learn, 'maml'): raise ValueError("Bfloat16 is for ProtoNets: MAML's second derivatives lose too many digits. Leave it out.")
         net = get_model(self.learn.model)
+        self.casts = [] # one in another where the network calls itself, task by task
         self.hooks = [net.register_forward_pre_hook(self._begin), net.register_forward_hook(self._end, always_call=True)]
 
     def _begin(self, net, args):
-        self.cast = torch.autocast(args[0].device.type, torch.bfloat16, enabled=net.training)
-        self.cast.__enter__()
+        self.casts.append(torch.autocast(args[0].device.type, torch.bfloat16, enabled=net.training))
+        self.casts[-1].__enter__()
     def _end(self, net, args, out): # after an error too, with no `out`
-        self.cast.__exit__(None, None, None)
+        self.casts.pop().__exit__(None, None, None)
         return out.float() if torch.is_tensor(out) else out
     def _remove(self): [h.remove() for h in self.__dict__.pop('hooks', [])]
     after_fit = after_cancel_fit = _remove

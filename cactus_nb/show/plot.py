@@ -133,13 +133,15 @@ def show_clusters(
     n_clusters:int=8,        # Clusters to show
     n_images:int=16,         # Images of each
     y:np.ndarray|None=None,  # Class of each image, for scoring: shows the purity
+    clusters=None,           # Which clusters, their numbers; None spreads over all sizes
     ax=None,                 # Where to draw
 ): # The axes
     "A row per cluster, nearest members on the left, farthest on the right"
     check_counts(n_clusters=n_clusters, n_images=n_images)
     _check_same(images, partitions=partitions, z=z, y=y)
     groups, gap = _partition(partitions, p), max(2, images.shape[1]//14)
-    chosen = _spread(groups, n_clusters)
+    chosen = _spread(groups, n_clusters) if clusters is None else [*clusters]
+    if gone := {*chosen} - {*groups.tolist()}: raise ValueError(f"clusters={clusters}: partition {p} has none of number {min(gone)}.")
     members = [np.where(groups == c)[0] for c in chosen]
     ax = _axes(ax, max(n_images*0.5+2, 6), len(chosen)*0.5+0.6)
     sheet = _cluster_sheet(images, [_near_and_far(m, z, n_images) for m in members], n_images, gap, z is not None and max(map(len, members)) > n_images)

@@ -129,6 +129,14 @@ def rows_of(self:TaskSampler,
     members = draw_distinct(bits[:,1+self.n_way:].reshape(B*self.n_way, need), self.sizes[clusters].flatten())
     return self.rows[self.starts[clusters][...,None] + members.view(B, self.n_way, need)].long()
 
+# %% ../../nbs/21_tasks.sample.ipynb #4e887e91
+@patch
+def partition_of(self:TaskSampler,
+    tasks:torch.Tensor, # Numbers of the tasks `[B]` int64
+) -> torch.Tensor: # `[B]` int64
+    "The partition that each of these tasks is drawn from"
+    return random_bits(self.seed, tasks.to(self.rows.device), 1)[:,0] % len(self.counts)
+
 # %% ../../nbs/21_tasks.sample.ipynb #c025
 @patch
 def sample(self:TaskSource,
