@@ -23,17 +23,24 @@ class Visit:
         page.goto(f'{url}/{app}/{self.path.name}?token={token}&reset')
         page.wait_for_selector('.jp-CodeCell')
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', state='attached')
-        for _ in range(20): # the menu takes a click before it can act on it
-            if (asked := page.locator('dialog.jp-Dialog')).count(): asked.locator('button.jp-mod-accept').click() # which kernel?
-            self.menu('Run', 'Run All Cells'); page.wait_for_timeout(3000)
-            if any(map(re.compile(r'[*\d]').search, self.prompts())): break
-        start = time.time()
-        while not all(map(re.compile(r'\d').search, self.prompts())): assert time.time() - start < 600, self.prompts(); page.wait_for_timeout(300)
+        self.run_all()
         self.errors = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
 
+    def run_all(self, limit=600):
+        "Run > Run All Cells; where Jupyter asks for a kernel, in its own time, it gets an answer, and cells that it forgot over this are run again"
+        start, asked = time.time(), self.page.locator('dialog.jp-Dialog')
+        while not all(map(re.compile(r'\d').search, prompts := self.prompts())):
+            assert time.time() - start < limit, prompts
+            if asked.count(): asked.locator('button.jp-mod-accept').click()
+            elif not any('*' in o for o in prompts):
+                try: self.menu('Run', 'Run All Cells', timeout=5000)
+                except Exception as e:
+                    if 'intercepts pointer events' not in str(e): raise
+            self.page.wait_for_timeout(3000)
+
     def prompts(self): return self.page.locator('.jp-CodeCell .jp-InputArea-prompt').all_inner_texts()
-    def menu(self, *path):
-        for kind,text in zip(('MenuBar', 'Menu'), path): self.page.locator(f'.lm-{kind}-item', has_text=re.compile(f'^{text}')).first.click()
+    def menu(self, *path, timeout=60_000):
+        for kind,text in zip(('MenuBar', 'Menu'), path): self.page.locator(f'.lm-{kind}-item', has_text=re.compile(f'^{text}')).first.click(timeout=timeout)
 
     def panel(self, words, i=0): return Seen(self.page, self.page.locator('.widget-vbox', has=self.page.locator('.cactus-about', has_text=words)).nth(i))
 
