@@ -221,6 +221,7 @@ def cactus_train(
     out:str=None,             # Run folder; cactus_runs/DATA-METHOD-seedSEED if not given
     method:str='protonets',   # protonets or maml; or oracle-protonets or oracle-maml, trained on true classes
     preset:str='paper',       # paper (clusters of an embedding), or best: rounds of clustering with transforms, past the paper; no label before scoring
+    n_rounds:int=None,        # Preset best: rounds of clusters after the first round, which has none
     encoder:str=None,         # autoencoder, acai, bigan, deepcluster, infogan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels); autoencoder if not given
     encoder_preset:str=None,  # acai, bigan, deepcluster, infogan, instance: quick or full, see cactus_embed
     embedding:str=None,       # A .npy file [n, d] to use instead of an encoder: a row per image of the whole data set

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from fastai.callback.schedule import *
 from .backbones import conv4, conv4_classifier
-from .data.core import ImageSet
+from .data.core import ImageSet, check_counts
 from .data.folder import from_folder
 from .data.papers import celeba, mini_imagenet, mnist
 from .data.sets import glyphs, omniglot
@@ -78,6 +78,7 @@ def preset(
     kwargs, name, sizes = {k: v for k,v in kwargs.items() if v is not None}, method.removeprefix('oracle-'), {k: v for k,v in presets[data].items() if k not in methods}
     cfg = dict(data=data, method=method) | common | sizes | methods[name] | presets[data][name]
     if kind == 'best': cfg |= _best(data, method, kwargs)
+    elif 'n_rounds' in kwargs: raise ValueError("n_rounds is a setting of --preset best: leave --n_rounds out, or choose it.")
     if kwargs.get('partition', 'kmeans') != 'kmeans': cfg['n_partitions'] = 2400 # the paper's, method by method
     if kwargs.get('encoder') in trained and kwargs['encoder'] != 'autoencoder': cfg['encoder_epochs'] = None # its own
     of = dict(margin=('partition', ['hyperplanes']), n_clusters=('partition', ['kmeans', 'random']), encoder_epochs=('encoder', list(trained)), acai_weight=('encoder', ['acai']), encoder_preset=('encoder', [k for k,o in trained.items() if o.presets]))
@@ -93,7 +94,10 @@ def _best(data, method, kwargs):
     if method not in best.get(data, {}): raise ValueError(f"--preset best is there for {', '.join(f'{m} on {d}' for d,o in best.items() for m in o)}, not for {method} on {data}. Leave it out, or choose another.")
     if alien := [k for k in ('encoder', 'embedding', 'partition', 'partitions', 'n_clusters', 'n_partitions', 'margin', 'schedule', 'epochs', 'encoder_preset') if kwargs.get(k) is not None]:
         raise ValueError(f"--preset best makes its own clusters in rounds of its own: leave --{alien[0]} out, or the preset.")
-    return _instances | best[data][method]
+    chosen, n = best[data][method], kwargs.pop('n_rounds', None)
+    if n is None: return _instances | chosen
+    check_counts(n_rounds=n)
+    return _instances | chosen | dict(rounds=chosen['rounds'][:1] + chosen['rounds'][1:2]*n)
 
 # %% ../nbs/52_stages.ipynb #784e9aef
 def data_settings(

@@ -58,8 +58,8 @@ class ACAINet(nn.Module):
         self.body, self.dec, self.critic = _encoder(c, depth, n_latent, scales), _decoder(c, depth, n_latent, scales), _Critic(c, depth, n_latent, scales)
 
     def whole(self, x): return 2*F.pad(x, self.pad) - 1 # pixels in 0..1, with a margin, in -1..1
-    def enc(self, x): return self.body(self.whole(x))
-    def draw(self, z): y = self.dec(z); return ((y[..., self.pad[2]:self.pad[2]+self.side[0], self.pad[0]:self.pad[0]+self.side[1]] + 1)/2).clamp(0, 1)
+    def enc(self, x): return self.body(self.whole(x)) # images to latents
+    def draw(self, z): y = self.dec(z); return ((y[..., self.pad[2]:self.pad[2]+self.side[0], self.pad[0]:self.pad[0]+self.side[1]] + 1)/2).clamp(0, 1) # and back, in 0..1
 
     def forward(self, x): # `[n, c, h, w]` in 0..1
         x = self.whole(x); z = self.body(x); y = self.dec(z)

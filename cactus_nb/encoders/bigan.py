@@ -50,8 +50,8 @@ class BiGANNet(nn.Module):
 
     def random(self, rng, n): # latents `[n, n_latent]`, uniform in -1..1, by a NumPy generator
         return torch.from_numpy(2*rng.random((n, self.g[0][0].in_features), np.float32) - 1).to(self.d[0].weight.device)
-    def enc(self, x): return self.e(x)
-    def draw(self, z): return self.g(z).view(-1, *self.shape)
+    def enc(self, x): return self.e(x) # images to latents
+    def draw(self, z): return self.g(z).view(-1, *self.shape) # and back
     def pairs(self, x, z): # real ones first, `[2n, n_pixels + n_latent]`
         seen = torch.cat([x.flatten(1), self.g(z)])
         return torch.cat([seen + self.noise*self.grain if self.training else seen, torch.cat([self.e(x), z])], 1)

@@ -53,7 +53,8 @@ def pseudo_accuracy(
 class Ci95(Metric):
     "Half the 95 % interval of the accuracy over validation tasks, in 0..1: 1.96·std/√n_tasks, as `evaluate` has it"
     def reset(self): self.per_task = []
-    def accumulate(self, learn): self.per_task.append((learn.pred.argmax(-1) == learn.yb[0]).float().mean(-1).detach())
+    def accumulate(self, learn): # called by fastai after each batch
+        self.per_task.append((learn.pred.argmax(-1) == learn.yb[0]).float().mean(-1).detach())
     @property
     def value(self): a = torch.cat(self.per_task); return 1.96*a.std(correction=0)/len(a)**0.5
 

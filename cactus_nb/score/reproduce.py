@@ -238,7 +238,9 @@ class StopInTime(Callback):
         if minutes is not None and not minutes > 0: raise ValueError(f"minutes={minutes}: give more than 0.")
         self.until = time.perf_counter() + 60*minutes if minutes else float('inf')
 
-    def check(self, need=0.):
+    def check(self,
+        need:float=0., # Seconds that the next thing takes
+    ):
         "Raise `OutOfTime` if fewer than `need` seconds are left"
         if time.perf_counter() + need > self.until: raise OutOfTime()
 

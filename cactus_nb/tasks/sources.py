@@ -97,7 +97,9 @@ class MixedSampler(TaskSource):
         super().__init__(*forms.pop(), seed)
         self.sources, self.bounds, self.needs_transform = sources, torch.tensor(weights).double().cumsum(0), any(getattr(s, 'needs_transform', False) for s in sources)
 
-    def to(self, device): [s.to(device) for s in self.sources]; return super().to(device)
+    def to(self, device): # where tasks are drawn
+        for s in self.sources: s.to(device)
+        return super().to(device)
     def source_of(self, tasks): # numbers `[B]` int64 to numbers of sources `[B]`
         u = (random_bits(self.seed ^ _source, tasks.to(self.bounds.device), 1)[:,0] >> 9).double()/2**53
         return torch.searchsorted(self.bounds, u, right=True).clamp(max=len(self.sources)-1)
