@@ -316,6 +316,6 @@ def cluster_cores(
     if not 0 < core <= 1: raise ValueError(f"core={core}: give a share of the images above 0, at most 1.")
     check_counts(min_size=min_size); z = check_embedding(z, partitions.n_images)
     def kept(labels):
-        d = _from_centre(z, labels)
-        return np.where(d <= np.quantile(d[labels >= 0], core), labels, -1)
+        d, inside = _from_centre(z, labels), labels >= 0
+        return np.where(d <= np.quantile(d[inside], core), labels, -1) if inside.any() else labels
     return Partitions(np.stack([_drop_small(kept(l), min_size) for l in partitions.labels]), [n | dict(core=core) for n in partitions.notes], partitions.kind)
