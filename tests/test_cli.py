@@ -129,5 +129,5 @@ def test_preset_best(tmp_path):
     from PIL import Image
     (tmp_path/'photos').mkdir()
     for i in range(120): Image.fromarray(torch.randint(0, 256, (28, 28), generator=rng, dtype=torch.uint8).numpy()).save(tmp_path/'photos'/f'{i}.png')
-    code, out, err = finish('cactus_train', '--data', tmp_path/'photos', '--size', 28, '--channels', 1, '--out', tmp_path/'own', *few[:6], '--n_test', 20)
+    code, out, err = finish('cactus_train', '--data', tmp_path/'photos', '--size', 28, '--channels', 1, '--out', tmp_path/'own', *few[:6], '--n_rounds', 1, '--n_test', 20)
     assert code == 0 and 'pseudo' in out, err

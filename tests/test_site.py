@@ -63,7 +63,7 @@ def test_nothing_wrong(tmp_path):
     ([drawn('')], "the alt text '' does not say what is seen"),
     ([drawn('#| fig-alt: figure\n')], "the alt text 'figure' does not say what is seen"),
     ([drawn(data=base64.b64encode(bytes(2_100_000)).decode())], '2.1 MB with its figures; at most 2'),
-    ([md('words '*400_000)], '2.4 MB with its figures; at most 2'),
+    ([md((10*'word' + ' ')*58_600)], '2.4 MB with its figures; at most 2'),
     ([code('t', shown(text_html='<div style="color: red; width: 1200px">x</div>'))], 'a <div> is set to more than 720 pixels'),
     ([code('fit()', said('epoch\n█\r|--------| 3.00% [1/30]\r'))], "a progress bar in an output: 'fit()'"),
     ([drawn('#| fig-alt: left: a dot\n')], "the options of a cell are no YAML, mapping values are not allowed here"),
