@@ -95,10 +95,10 @@ class ProtoNetCallback(Callback):
 def embed_images(
     model:nn.Module, # Images to embeddings
     x:torch.Tensor,  # Images `[n, c, h, w]`, uint8 or float32 in 0..1, on any device
-    bs:int=512,      # Images at a time
+    bs:int|None=None,# Images at a time; None for as many as have the pixels of 512 of 28×28
 ) -> torch.Tensor:   # `[n, d]` float32 on the model's device
     "Embed images with a network in evaluation mode, and leave its mode as it was"
-    device, was = next(model.parameters()).device, model.training
+    device, was, bs = next(model.parameters()).device, model.training, bs or max(1, 512*28*28//(x.shape[-2]*x.shape[-1]))
     model.eval()
     def one(b): b = b.to(device); return model(b.float()/255 if b.dtype == torch.uint8 else b).flatten(1).float()
     z = torch.cat([one(b) for b in x.split(bs)])
@@ -109,7 +109,7 @@ def embed_images(
 @patch
 def embed(self:ProtoNetCallback,
     x:torch.Tensor, # Images `[n, c, h, w]`, uint8 or float32 in 0..1
-    bs:int=512,     # Images at a time
+    bs:int|None=None, # Images at a time, as for `embed_images`
 ) -> torch.Tensor:  # `[n, d]` float32 on the model's device
     "Embed images with the learner's model in evaluation mode"
     return embed_images(self.model, x, bs)
