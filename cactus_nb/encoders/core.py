@@ -30,7 +30,7 @@ from ..runs import ResumeCallback, TrimCallback, load_tensors, read_json, save_t
 def _plain_tensor(z): return (z.float() if z.is_floating_point() else z).detach().cpu() # NumPy has no bfloat16
 
 def _chunks(x, n=4096): return (x[i:i+n] for i in range(0, len(x), n))
-def _at_once(shape): return max(1, 1024*28*28//(shape[-2]*shape[-1])) # images whose layers are held together: 1,024 of 28×28
+def _at_once(shape, n=1024): return max(1, n*28*28//(shape[-2]*shape[-1])) # images whose layers are held together: as many as have the pixels of n of 28×28
 
 # %% ../../nbs/10_encoders.core.ipynb #ca88fa1e
 def _check_rows(z, n, to_cluster):

@@ -13,6 +13,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 from ..backbones import by_task, needs_task
+from ..encoders.core import _at_once
 
 # %% ../../nbs/30_meta.protonet.ipynb #a90b2c41
 def _check_support(zs, ys, n_way):
@@ -98,7 +99,7 @@ def embed_images(
     bs:int|None=None,# Images at a time; None for as many as have the pixels of 512 of 28×28
 ) -> torch.Tensor:   # `[n, d]` float32 on the model's device
     "Embed images with a network in evaluation mode, and leave its mode as it was"
-    device, was, bs = next(model.parameters()).device, model.training, bs or max(1, 512*28*28//(x.shape[-2]*x.shape[-1]))
+    device, was, bs = next(model.parameters()).device, model.training, bs or _at_once(x.shape, 512)
     model.eval()
     def one(b): b = b.to(device); return model(b.float()/255 if b.dtype == torch.uint8 else b).flatten(1).float()
     z = torch.cat([one(b) for b in x.split(bs)])
