@@ -365,22 +365,21 @@ def cactus_embed(
     args, start = locals(), time.perf_counter()
     k_shots = _numbers(args.pop('k_shot'), 'k_shot')
     cfg = _settings(args) | dict(n_clusters=None) # none are cut here
-    train, valid, _ = load_splits(cfg)
+    images = read_images(cfg)
+    train, valid, test = load_splits(cfg, images)
     n_ways = _ways(cfg, valid)
     _check_tasks(cfg | dict(shots=k_shots), train, None, valid, n_ways, n_test)
     run = Run(out or f"cactus_runs/embed-{cfg['data']}-{encoder}-seed{seed}", fit_to(cfg, train), since=start)
     enc, _ = embed_stage(run, train.unlabelled())
-    images = read_images(cfg).unlabelled()
-    with run.stage('write'): shape = _write_embedding(run, enc, images)
-    if report: return _report_test(run, enc, cfg, k_shots, n_test, shape)
+    with run.stage('write'): shape = _write_embedding(run, enc, images.unlabelled())
+    if report: return _report_test(run, enc, cfg, test, k_shots, n_test, shape)
     methods = dict(knn=knn(enc), prototypes=nearest_prototype(enc)) if valid is not None else {}
     rows = [result_row(r, name, enc.name, **(dict(variant=enc.variant) if enc.variant else {})) for name,m in methods.items() for r in evaluate_grid(m, valid, n_ways, k_shots, n_tasks=n_test, seed=seed).values()]
     _report(_write(run.path, rows, 'cactus_embed', cfg['data'], 'valid', run.seconds, seed, embedding=shape), f"{run/'embedding.npy'} {shape}", f"cactus_partition --run {run.path} goes on")
 
 # %% ../nbs/60_cli.ipynb #d90a2d8f
-def _report_test(run, enc, cfg, k_shots, n_test, shape):
+def _report_test(run, enc, cfg, test, k_shots, n_test, shape):
     "`embedding_report` on the test classes, and its picture"
-    test = load_splits(cfg)[2]
     if test is None or test.y is None: raise ValueError(f"--report scores on test classes, and {cfg['data']} has none. Leave it out, or give --split.")
     with run.stage('report'): report = embedding_report(enc.embed(test), test, enc.name, _ways(cfg, test), k_shots, n_tasks=n_test, seed=cfg['seed'])
     with _drawn(run/'report.png'): report.show()

@@ -7,7 +7,7 @@ __all__ = ['datasets', 'paper', 'presets', 'methods', 'common', 'best', 'trained
            'data_settings', 'read_images', 'load_splits', 'fit_to', 'embed_stage', 'partition_stage', 'train_stage']
 
 # %% ../nbs/52_stages.ipynb #bb44b0ce
-import sys
+import sys, warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -62,8 +62,8 @@ def _rounds(first, *others, **kwargs): return [dict(epochs=first), *(dict(epochs
 _instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, cluster_size=15) # what `best` means for every data set
 best = dict(
     glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 2, 2))),
-    omniglot=dict(protonets=dict(precision='auto', n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8)),
-                  maml     =dict(n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(4, 4, 4, n_query=5))),
+    omniglot=dict(protonets=dict(precision='auto', n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8, turns=4)),
+                  maml     =dict(n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(4, 4, 4, n_query=5, turns=4))),
     **{k: dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8))) for k in ('mini-imagenet', 'folder')})
 
 # %% ../nbs/52_stages.ipynb #d9d9c259
@@ -147,9 +147,10 @@ def read_images(
 # %% ../nbs/52_stages.ipynb #a2c667c6
 def load_splits(
     cfg:dict, # Settings with `split` and `seed`, and those of `read_images`
+    images:ImageSet|None=None, # The whole data set, where it was read before
 ) -> tuple: # `(train, valid, test)`; without a split `(images without labels, None, None)`
     "The three parts of the data set: as published, or class-disjoint with classes drawn by the seed"
-    images, split, seed = read_images(cfg), cfg['split'], cfg['seed']
+    images, split, seed = images or read_images(cfg), cfg['split'], cfg['seed']
     if not split: return images.unlabelled(), None, None
     if presets.get(cfg['data'], {}).get('split') != 'published': return images.split_classes(*split, seed=seed)
     parts = images.published_split(seed=seed)
@@ -242,6 +243,12 @@ def _transforms(cfg):
     "What `task_dls` takes: one transform for all images, or one for the support and another for the queries"
     return cfg['transform'] if cfg['query_transform'] is None else dict(support=cfg['transform'], query=cfg['query_transform'])
 
+# %% ../nbs/52_stages.ipynb #761af747
+def _in_bfloat16(precision, device):
+    "Train in bfloat16? With a warning where it is asked for and only emulated"
+    if precision == 'bfloat16' and not has_bfloat16(device): warnings.warn(f"precision='bfloat16': this device ({device or 'cpu'}) has no instructions for it and emulates them, over ten times slower than float32 where it was tried. Give precision='auto', or leave it out.")
+    return precision == 'bfloat16' or precision == 'auto' and has_bfloat16(device)
+
 # %% ../nbs/52_stages.ipynb #fcc00e81
 def train_stage(
     run:Run,         # The run folder
@@ -258,7 +265,7 @@ def train_stage(
         path.mkdir(exist_ok=True)
         dls = task_dls(images, partitions, valid, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['bs'], cfg['n_tasks'], cfg['n_valid'], seed=cfg['seed'], device=run.device, transform=_transforms(cfg))
         learn = _make_learner(cfg, dls, path)
-        low = cfg.get('precision') == 'bfloat16' or cfg.get('precision') == 'auto' and has_bfloat16(run.device)
+        low = _in_bfloat16(cfg.get('precision'), run.device)
         rounds = [Round(**o) for o in cfg.get('rounds') or []]
         cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *([Bfloat16()] if low else []), *run.cbs]
         with run.stage(name), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):

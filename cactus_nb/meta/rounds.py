@@ -41,9 +41,11 @@ class Round:
     earlier:float=0.    # Share of the tasks that come from the partitions of the round before
     instances:float=0.  # Share of the tasks in which every image is its own class
     fresh:bool=False    # Begin with new weights instead of those of the round before?
+    turns:int=1         # Images are clustered as they are (1), also upside down (2), or in all four quarter turns (4)
 
     def __post_init__(self):
         check_counts(epochs=self.epochs); check_counts(least=2, n_clusters=self.n_clusters, n_partitions=self.n_partitions)
+        if self.turns not in (1, 2, 4): raise ValueError(f"turns={self.turns}: give 1, 2 or 4.")
         if not 0 < self.core <= 1: raise ValueError(f"core={self.core}: give a share of the images above 0, at most 1.")
         if min(self.earlier, self.instances) < 0 or self.earlier + self.instances > 1:
             raise ValueError(f"earlier={self.earlier} and instances={self.instances} are shares of a round's tasks: give 0 or more, together at most 1; the rest comes from the new partitions.")
@@ -53,22 +55,28 @@ def centred_embedding(
     net:nn.Module,  # Images to embeddings
     x:torch.Tensor, # Images `[n, c, h, w]` uint8
     seed:int=0,     # Of the order in which they are embedded
-) -> np.ndarray:    # `[n, d]` float32, rows of length 1
-    "Embed images with a network, centred and scaled to unit length"
+    turns:int=1,    # Of each image: 1, 2 or 4, see `Round`; quarter turns need square images
+) -> np.ndarray:    # `[n, turns·d]` float32, rows of length 1
+    "Embed images with a network, centred and scaled to unit length; turned ones side by side"
+    h, w = x.shape[2:]
+    if turns == 4 and h != w: raise ValueError(f"turns=4: images of {h} x {w} pixels have another shape after a quarter turn. Give 2 or 1.")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-    z = torch.cat([embed_images(net, x[o]) for o in order.split(4096)])
-    z = torch.empty_like(z).index_copy_(0, order.to(z.device), z)
-    return F.normalize(z - z.mean(0), dim=1).cpu().numpy()
+    def embed(quarters):
+        z = torch.cat([embed_images(net, x[o].rot90(quarters, (2, 3))) for o in order.split(4096)])
+        z = torch.empty_like(z).index_copy_(0, order.to(z.device), z)
+        return F.normalize(z - z.mean(0), dim=1)
+    return (torch.cat([embed(i*4//turns) for i in range(turns)], 1)/turns**0.5).cpu().numpy()
 
 def round_embedding(
     learn:Learner,  # With `ProtoNetCallback` or `MAMLCallback`
     x:torch.Tensor, # Images `[n, c, h, w]` uint8
     seed:int=0,     # As for `centred_embedding`
-) -> np.ndarray:    # `[n, d]` float32, rows of length 1
+    turns:int=1,    # As for `centred_embedding`
+) -> np.ndarray:    # `[n, turns·d]` float32, rows of length 1
     "`centred_embedding` of what the learner's classifier works on"
     net = get_model(learn.model)
     if few_shot_callback(learn).config['method'] == 'maml': net = nn.Sequential(*net.children())[:-1].train(net.training)
-    return centred_embedding(net, x, seed)
+    return centred_embedding(net, x, seed, turns)
 
 # %% ../../nbs/33_meta.rounds.ipynb #6f6c3ec4
 def agreement(
@@ -165,7 +173,7 @@ def _look(self:ReclusterCallback, done, rnd=None):
     rnd = rnd or (self.rounds[done] if done else Round(1, max(2, len(self.dls.train.dataset.x)//15)))
     way, k, q = self._form(rnd)
     try:
-        z = round_embedding(self.learn, self.dls.train.dataset.x, self.seed)
+        z = round_embedding(self.learn, self.dls.train.dataset.x, self.seed, rnd.turns)
         check_collapse(z, f'Round {done}')
         parts = kmeans_partitions(z, rnd.n_clusters, rnd.n_partitions, self.seed, min_size=k+q, n_way=way, accept=0., max_refits=0)
         agree, best = agreement(parts), max((o['agreement'] for o in self.log), default=0)
