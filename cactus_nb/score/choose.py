@@ -50,9 +50,9 @@ def _stability(z, copies, clusters):
     return float((((copies**2).sum(1)[:,None] - 2*copies @ centres.T + (centres**2).sum(1)).argmin(1) == at).mean())
 
 # %% ../../nbs/43_score.choose.ipynb #414ecec1
-middle = dict(n_clusters=1500, n_way=60, n_partitions=3, transform='affine', instances=0., core=1.) # of the field of settings
+middle = dict(n_clusters=1500, n_way=60, n_partitions=3, transform='affine', instances=0., core=1., turns=1) # of the field of settings
 
-others = dict(n_clusters=(200, 500, 1000, 2000, 3000, 5000), n_way=(20, 120), n_partitions=(1, 10), instances=(0.5,), core=(0.8, 0.6),
+others = dict(n_clusters=(200, 500, 1000, 2000, 3000, 5000), n_way=(20, 120), n_partitions=(1, 10), instances=(0.5,), core=(0.8, 0.6), turns=(2, 4),
               transform=('none', 'affine(degrees=5.0, scale=(0.9, 1.1), shear=0.07, shift=0.03)', 'affine(degrees=30.0, scale=(0.6, 1.6), shear=0.4, shift=0.2)'))
 
 def settings_around(
@@ -65,7 +65,7 @@ def settings_around(
 # %% ../../nbs/43_score.choose.ipynb #a890390f
 def try_setting(
     weights:dict,     # Of the network that all settings begin with
-    z:np.ndarray,     # What that network makes of the images to train on, see `centred_embedding`
+    z:np.ndarray,     # What that network makes of the images to train on, see `centred_embedding`, in the turns of the setting
     train:ImageSet,   # Unlabelled images to train on
     held:ImageSet,    # Labelled images of other classes: the criteria do not see their labels, the accuracy does
     setting:dict,     # One of `settings_around`
@@ -101,9 +101,10 @@ def study(
     "Try settings one after the other, and keep what came of each"
     path = Path(path)
     res = read_json(path) if path.exists() else dict(environment(), data=train.name, seed=kwargs.get('seed', 0), rows=[])
-    left = [s for s in settings if not any(all(r[k] == v for k,v in s.items()) for r in res['rows'])]
-    if left: net = build_backbone(config); net.load_state_dict(weights); z = centred_embedding(net, torch.from_numpy(train.x), res['seed'])
-    for s in left: res['rows'].append(try_setting(weights, z, train.unlabelled(), held, s, config, **kwargs)); write_json(path, res)
+    left = [s for s in settings if not any(all((dict(turns=1) | r)[k] == v for k,v in s.items()) for r in res['rows'])] # older files say nothing of turns
+    net = build_backbone(config); net.load_state_dict(weights)
+    z = {t: centred_embedding(net, torch.from_numpy(train.x), res['seed'], t) for t in {s['turns'] for s in left}}
+    for s in left: res['rows'].append(try_setting(weights, z[s['turns']], train.unlabelled(), held, s, config, **kwargs)); write_json(path, res)
     return pd.DataFrame(res['rows'])
 
 # %% ../../nbs/43_score.choose.ipynb #1f8e4a80
