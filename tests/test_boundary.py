@@ -322,9 +322,9 @@ refuse('Tasks', 'copies to validate on: no transform',               lambda tmp:
 
 # Rounds
 
-def in_rounds(*rounds, cbs=(), **kwargs):
+def in_rounds(*rounds, cbs=(), of=images, **kwargs):
     "A learner fitted in rounds, in the smallest form"
-    learn = proto_learner(task_dls(photos, instances(), valid=images, n_way=4, n_query=1, n_tasks=2, n_valid=2, transform='affine'), conv4(n_filters=4, seed=0))
+    learn = proto_learner(task_dls(of.unlabelled(), instances(), valid=of, n_way=4, n_query=1, n_tasks=2, n_valid=2, transform='affine'), conv4(n_filters=4, seed=0))
     with learn.no_bar(), learn.no_logging(): fit_rounds(learn, [*rounds], cbs=cbs, **kwargs)
     return learn
 
@@ -337,6 +337,8 @@ refuse('Rounds', 'none',                                    lambda tmp: Recluste
 refuse('Rounds', 'no epochs',                               lambda tmp: Round(0))
 refuse('Rounds', 'one partition, with none to compare it to', lambda tmp: Round(1, n_partitions=1))
 refuse('Rounds', 'a core of more than all images',          lambda tmp: Round(1, core=2))
+refuse('Rounds', 'three turns',                             lambda tmp: Round(1, turns=3))
+refuse('Rounds', 'quarter turns of images that are not square', lambda tmp: in_rounds(Round(1), Round(1, 10, turns=4), of=ImageSet(X[...,:20], images.y)))
 refuse('Rounds', 'shares of tasks over 1',                  lambda tmp: Round(1, earlier=0.7, instances=0.7))
 refuse('Rounds', 'a fit of another length',                 lambda tmp: in_rounds(Round(2), cbs=ReclusterCallback([Round(3)])))
 refuse('Rounds', 'more clusters than images',               lambda tmp: in_rounds(Round(1), Round(1, 121)))

@@ -51,6 +51,9 @@ class Round:
             raise ValueError(f"earlier={self.earlier} and instances={self.instances} are shares of a round's tasks: give 0 or more, together at most 1; the rest comes from the new partitions.")
 
 # %% ../../nbs/33_meta.rounds.ipynb #800ff13a
+def _check_turns(turns, x):
+    if turns == 4 and x.shape[2] != x.shape[3]: raise ValueError(f"turns=4: images of {x.shape[2]} x {x.shape[3]} pixels have another shape after a quarter turn. Give 2 or 1.")
+
 def centred_embedding(
     net:nn.Module,  # Images to embeddings
     x:torch.Tensor, # Images `[n, c, h, w]` uint8
@@ -58,8 +61,7 @@ def centred_embedding(
     turns:int=1,    # Of each image: 1, 2 or 4, see `Round`; quarter turns need square images
 ) -> np.ndarray:    # `[n, turns·d]` float32, rows of length 1
     "Embed images with a network, centred and scaled to unit length; turned ones side by side"
-    h, w = x.shape[2:]
-    if turns == 4 and h != w: raise ValueError(f"turns=4: images of {h} x {w} pixels have another shape after a quarter turn. Give 2 or 1.")
+    _check_turns(turns, x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     def embed(quarters):
         z = torch.cat([embed_images(net, x[o].rot90(quarters, (2, 3))) for o in order.split(4096)])
@@ -113,8 +115,9 @@ def before_fit(self:ReclusterCallback):
     "Do the rounds suit the fit? Take up the log of one that is resumed"
     if hasattr(self, 'lr_finder'): self.run = False; return # until `after_fit`
     if self.n_epoch != self.starts[-1]: raise ValueError(f"The rounds have {self.starts[-1]} epochs, this fit {self.n_epoch}. Use fit_rounds, or fit({self.starts[-1]}).")
-    n = len(self.dls.train.dataset.x)
+    x = self.dls.train.dataset.x; n = len(x)
     for o in self.rounds[1:]:
+        _check_turns(o.turns, x)
         if o.n_clusters > n: raise ValueError(f"n_clusters={o.n_clusters} over {n:,} images in a round: give at most {n:,}, better a tenth of that.")
     self.partitions = self.good = None
     resumed, file = getattr(getattr(self.learn, 'resume', None), 'start', 0), self.folder and self.folder/'rounds.json'
