@@ -222,6 +222,8 @@ def cactus_train(
     method:str='protonets',   # protonets or maml; or oracle-protonets or oracle-maml, trained on true classes
     preset:str='paper',       # paper (clusters of an embedding), or best: rounds of clustering with transforms, past the paper; no label before scoring
     n_rounds:int=None,        # Preset best: rounds of clusters after the first round, which has none
+    core:float=None,          # Preset best: share of the images, nearest to the centres of their clusters, that tasks are made of
+    turns:int=None,           # Preset best: images are clustered as they are (1), also upside down (2), or in all four quarter turns (4)
     encoder:str=None,         # autoencoder, acai, bigan, deepcluster, infogan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels); autoencoder if not given
     encoder_preset:str=None,  # acai, bigan, deepcluster, infogan, instance: quick or full, see cactus_embed
     embedding:str=None,       # A .npy file [n, d] to use instead of an encoder: a row per image of the whole data set

@@ -61,7 +61,7 @@ def _rounds(first, *others, **kwargs): return [dict(epochs=first), *(dict(epochs
 
 _instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, cluster_size=15) # what `best` means for every data set
 best = dict(
-    glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 2, 2))),
+    glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 2, 2, turns=4))),
     omniglot=dict(protonets=dict(precision='auto', n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8, turns=4)),
                   maml     =dict(n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(4, 4, 4, n_query=5, turns=4))),
     **{k: dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8))) for k in ('mini-imagenet', 'folder')})
@@ -78,7 +78,7 @@ def preset(
     kwargs, name, sizes = {k: v for k,v in kwargs.items() if v is not None}, method.removeprefix('oracle-'), {k: v for k,v in presets[data].items() if k not in methods}
     cfg = dict(data=data, method=method) | common | sizes | methods[name] | presets[data][name]
     if kind == 'best': cfg |= _best(data, method, kwargs)
-    elif 'n_rounds' in kwargs: raise ValueError("n_rounds is a setting of --preset best: leave --n_rounds out, or choose it.")
+    elif alien := [k for k in _of_rounds if k in kwargs]: raise ValueError(f"{alien[0]} is a setting of --preset best: leave --{alien[0]} out, or choose it.")
     if kwargs.get('partition', 'kmeans') != 'kmeans': cfg['n_partitions'] = 2400 # the paper's, method by method
     if kwargs.get('encoder') in trained and kwargs['encoder'] != 'autoencoder': cfg['encoder_epochs'] = None # its own
     of = dict(margin=('partition', ['hyperplanes']), n_clusters=('partition', ['kmeans', 'random']), encoder_epochs=('encoder', list(trained)), acai_weight=('encoder', ['acai']), encoder_preset=('encoder', [k for k,o in trained.items() if o.presets]))
@@ -89,15 +89,18 @@ def preset(
     return _checked(cfg | kwargs)
 
 # %% ../nbs/52_stages.ipynb #dc16f3f9
+_of_rounds = 'n_rounds', 'core', 'turns'
+
 def _best(data, method, kwargs):
     "What `best` changes in the settings of a data set"
     if method not in best.get(data, {}): raise ValueError(f"--preset best is there for {', '.join(f'{m} on {d}' for d,o in best.items() for m in o)}, not for {method} on {data}. Leave it out, or choose another.")
     if alien := [k for k in ('encoder', 'embedding', 'partition', 'partitions', 'n_clusters', 'n_partitions', 'margin', 'schedule', 'epochs', 'encoder_preset') if kwargs.get(k) is not None]:
         raise ValueError(f"--preset best makes its own clusters in rounds of its own: leave --{alien[0]} out, or the preset.")
-    chosen, n = best[data][method], kwargs.pop('n_rounds', None)
-    if n is None: return _instances | chosen
-    check_counts(n_rounds=n)
-    return _instances | chosen | dict(rounds=chosen['rounds'][:1] + chosen['rounds'][1:2]*n)
+    given = {k: kwargs.pop(k) for k in _of_rounds if k in kwargs}
+    n = given.pop('n_rounds', len(best[data][method]['rounds']) - 1)
+    check_counts(n_rounds=n); Round(1, **given) # an error here, not in the second round
+    first, *others = best[data][method]['rounds']
+    return _instances | best[data][method] | dict(rounds=[first, *(o | given for o in (others if n == len(others) else others[:1]*n))])
 
 # %% ../nbs/52_stages.ipynb #784e9aef
 def data_settings(

@@ -607,6 +607,8 @@ command('a folder of something else, --fresh', demo, '--fresh', '--out', lambda 
 command('counts of classes for MNIST', train, '--data', 'mnist', '--split', '5,3,2', '--out', out)
 command('the preset best, and clusters', train, '--preset', 'best', '--n_clusters', 100, '--out', out)
 command('rounds without the preset best', train, '--n_rounds', 3, '--out', out)
+command('three turns', train, '--preset', 'best', '--turns', 3, '--out', out)
+command('turns without the preset best', train, '--turns', 4, '--out', out)
 command('no round of clusters', train, '--preset', 'best', '--n_rounds', 0, '--out', out)
 command('the preset best where there is none', train, '--preset', 'best', '--method', 'maml', '--out', out)
 command('bfloat16 for MAML', train, '--method', 'maml', '--precision', 'bfloat16', '--out', out)
