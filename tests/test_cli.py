@@ -120,7 +120,7 @@ def test_preset_best(tmp_path):
     assert code == 0, err
     cfg, res = (json.loads((tmp_path/'run'/f'{o}.json').read_text()) for o in ('config', 'result'))
     assert [o.get('n_way') for o in cfg['rounds']] == [None, 5, 5] and cfg['rounds'][1]['n_clusters'] == 40 # 600 images
-    assert (res['rows'][0]['embedding'], res['rows'][0]['rounds'], res['rows'][0]['steps'], res['rows'][0]['transform']) == ('instance', 3, 35, 'affine')
+    assert (res['rows'][0]['embedding'], res['rows'][0]['rounds'], res['rows'][0]['steps'], res['rows'][0]['transform']) == ('instance', 3, 5*sum(o['epochs'] for o in cfg['rounds']), 'affine')
     code, out, err = finish('cactus_eval', '--run', tmp_path/'run', '--rounds', '--n_way', '5', '--n_test', '20')
     assert code == 0, err
     rounds = json.loads((tmp_path/'run'/'rounds.json').read_text())
