@@ -249,7 +249,7 @@ def _transforms(cfg):
 # %% ../nbs/52_stages.ipynb #761af747
 def _in_bfloat16(precision, device):
     "Train in bfloat16? With a warning where it is asked for and only emulated"
-    if precision == 'bfloat16' and not has_bfloat16(device): warnings.warn(f"precision='bfloat16': this device ({device or 'cpu'}) has no instructions for it and emulates them, over ten times slower than float32 where it was tried. Give precision='auto', or leave it out.")
+    if precision == 'bfloat16' and not has_bfloat16(device): warnings.warn(f"precision='bfloat16': this device ({device or 'cpu'}) has no instructions for it and emulates them, which is far slower than float32. Give precision='auto', or leave it out.")
     return precision == 'bfloat16' or precision == 'auto' and has_bfloat16(device)
 
 # %% ../nbs/52_stages.ipynb #fcc00e81

@@ -101,10 +101,11 @@ def study(
     "Try settings one after the other, and keep what came of each"
     path = Path(path)
     res = read_json(path) if path.exists() else dict(environment(), data=train.name, seed=kwargs.get('seed', 0), rows=[])
-    left = [s for s in settings if not any(all((dict(turns=1) | r)[k] == v for k,v in s.items()) for r in res['rows'])] # older files say nothing of turns
+    upright = dict(turns=1) # where a setting, or an older file, says nothing of turns
+    left = [s for s in (upright | o for o in settings) if not any(all((upright | r)[k] == v for k,v in s.items()) for r in res['rows'])]
     net = build_backbone(config); net.load_state_dict(weights)
-    z = {t: centred_embedding(net, torch.from_numpy(train.x), res['seed'], t) for t in {s.get('turns', 1) for s in left}}
-    for s in left: res['rows'].append(try_setting(weights, z[s.get('turns', 1)], train.unlabelled(), held, s, config, **kwargs)); write_json(path, res)
+    z = {t: centred_embedding(net, torch.from_numpy(train.x), res['seed'], t) for t in {s['turns'] for s in left}}
+    for s in left: res['rows'].append(try_setting(weights, z[s['turns']], train.unlabelled(), held, s, config, **kwargs)); write_json(path, res)
     return pd.DataFrame(res['rows'])
 
 # %% ../../nbs/43_score.choose.ipynb #1f8e4a80
