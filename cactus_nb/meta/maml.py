@@ -280,8 +280,9 @@ class MAMLCallback(Callback):
         if self.training: _keep_running(net, tasks)
         return query_logits(net, tasks, xq, n_way)
 
+    def before_fit(self): self._give_back(); self.losses, self.kept = [], None
     def _give_back(self): get_model(self.learn.model).__dict__.pop('forward', None)
-    before_fit = after_cancel_batch = after_cancel_fit = after_cancel_validate = _give_back
+    after_cancel_batch = after_cancel_fit = after_cancel_validate = _give_back
 
 # %% ../../nbs/31_meta.maml.ipynb #c073
 @patch
@@ -289,17 +290,38 @@ def _watch(self:MAMLCallback, step, losses): self.losses.append(losses) if losse
 
 @patch
 def before_step(self:MAMLCallback):
-    "Keep gradients that are not finite from the weights, until `after_batch` looks"
+    "Keep gradients that are not finite from the weights, until `check_losses` looks"
     if self.losses: [p.grad.nan_to_num_(0, 0, 0) for p in self.learn.model.parameters() if p.grad is not None]
 
 @patch
 def after_batch(self:MAMLCallback):
-    "Give the backbone its own `forward` back, and stop where an inner loss was not finite"
+    "Stop where an inner loss was not finite"
+    self.close_step()
+    if self.kept is not None and self.training and self.is_due: self.check_losses()
+
+@patch
+def close_step(self:MAMLCallback):
+    "Give the backbone its own `forward` back, and keep the losses"
     self._give_back()
     losses, self.losses = self.losses, []
-    if losses and self.training and not torch.isfinite(torch.as_tensor(self.smooth_loss)):
-        for step,o in enumerate(losses):
-            if not o.isfinite().all(): _not_finite(step, o)
+    if losses and self.training: self._keep(torch.stack(losses))
+
+@patch
+def _keep(self:MAMLCallback, new):
+    if self.kept is None or self.kept.shape != new.shape: self.check_losses(); self.kept = new # the last meta-batch of a pass may be smaller
+    else: self.kept.copy_(torch.where(self.kept.isfinite().all(), new, self.kept))
+
+@patch(as_prop=True)
+def is_due(self:MAMLCallback) -> bool:
+    "Is it time to look at the losses? No question that would make a device wait, but every 50 batches"
+    smooth = torch.as_tensor(self.smooth_loss)
+    return not smooth.isfinite() if smooth.device.type == 'cpu' else self.iter % 50 == 49 or self.iter == self.n_iter-1
+
+@patch
+def check_losses(self:MAMLCallback):
+    "Raise `ValueError` if an inner loss was not finite since the last look; waits for the device"
+    for step,o in enumerate([] if self.kept is None else self.kept.cpu()):
+        if not o.isfinite().all(): _not_finite(step, o)
 
 # %% ../../nbs/31_meta.maml.ipynb #c074
 @patch

@@ -84,7 +84,7 @@ class ProtoNetCallback(Callback):
 
     def _by_task(self, x): self._give_back(); return by_task(get_model(self.learn.model), x, len(self.ys))
     def _give_back(self): get_model(self.learn.model).__dict__.pop('forward', None)
-    before_fit = after_batch = after_cancel_batch = after_cancel_fit = _give_back
+    before_fit = after_batch = close_step = after_cancel_batch = after_cancel_fit = _give_back
 
     def after_pred(self):
         zs, zq = self.pred.flatten(1).view(len(self.ys), sum(self.sizes), -1).split(self.sizes, 1)
