@@ -26,6 +26,7 @@ from .meta.learner import *
 from .meta.maml import *
 from .meta.protonet import *
 from .meta.rounds import *
+from .meta.capture import *
 from .runs import *
 from .score.baselines import *
 from .score.evaluate import *

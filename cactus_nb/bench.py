@@ -23,7 +23,7 @@ from .encoders.core import PCA
 from .meta.learner import paper_adam
 from .meta.maml import InnerLoop, maml_logits
 from .meta.protonet import embed_images, proto_logits
-from .runs import environment, read_json, seeded, trim_memory, write_json
+from .runs import check_device, environment, read_json, seeded, trim_memory, write_json
 from .tasks.partition import Partitions, kmeans_partitions, label_partition, random_scale
 from .tasks.sample import TaskSampler, gather_task
 
@@ -325,8 +325,7 @@ def cactus_bench(
     names = [*works] if rows is None else rows.split(',')
     if bad := [o for o in names if o not in works]: raise ValueError(f"rows: {bad[0]!r} is not known; choose of {', '.join(works)}.")
     if rounds < 1: raise ValueError(f"rounds={rounds}: give at least 1.")
-    try: torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e: raise ValueError(f"device={device!r} cannot be used: {str(e).splitlines()[0]} Give cpu.") from e
+    check_device(device)
     say, start, env = partial(print, file=sys.stderr), time.perf_counter(), environment(device)
     res = dict(device=env['device'], threads=env['threads'], commit=env['commit'], platform=env['platform'], torch=env['versions']['torch'])
     if growth: res['growth'] = _growth(note=say)

@@ -17,11 +17,11 @@ from .data.core import ImageSet, atomic_write
 from .data.folder import from_folder
 from .encoders.core import Encoder, OwnEmbedding
 from .meta.learner import load_run, run_info
-from .runs import Run, is_run, keep_memory, read_json, write_json
+from .runs import Run, check_device, is_run, keep_memory, read_json, write_json
 from .score.baselines import embedding_report, from_scratch, knn, linear, nearest_prototype, untrained
 from .score.choose import rounds_report
 from .score.evaluate import evaluate_grid, result_row, result_table, write_result
-from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_splits, methods, partition_stage, preset, presets, read_images, train_stage
+from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_splits, methods, partition_stage, preset, presets, read_images, train_stage, trained
 from .tasks.partition import Partitions, label_partition
 from .tasks.sample import hold_out, label_sampler
 from .tasks.sources import InstanceSampler, instance_set
@@ -34,12 +34,13 @@ def demo(
     n_test:int=1000, # Tasks to score on
     second:dict|None=None, # Settings of another method, to be shown beside the first on the same partitions
     rounds:dict|None=None, # Settings of the preset `best`, to be shown too
+    device=None,   # Where to compute; `cpu` if None
 ) -> dict: # What `result.json` holds
     "From images to a table and a picture; goes on where it was interrupted"
     start = time.perf_counter()
     train, valid, test = load_splits(cfg)
     for c in (cfg, *([second] if second else [])): _check_tasks(c, train, valid, test, n_ways, n_test)
-    run = Run(path, fit_to(cfg, train) | (dict(second=second) if second else {}) | (dict(best=fit_to(rounds, train)) if rounds else {}), since=start)
+    run = Run(path, fit_to(cfg, train) | (dict(second=second) if second else {}) | (dict(best=fit_to(rounds, train)) if rounds else {}), device, start)
     images, cfgs = train.unlabelled(), [run.config, *([run.config | second] if second else [])]
     print(f"{cfg['data']}: {len(images):,} images without labels to learn from; {_new(train, test)} to be tested on.\nRun folder: {run.path}")
     print('\n1. Embedding')
@@ -54,7 +55,7 @@ def demo(
     print('\n5. Scoring')
     with run.stage('score'): rows = _demo_rows(run, enc, cfgs, test, n_ways, n_test)
     figure = _save_figure(run, images, parts, z, load_run(path), test, rows)
-    return _write(run.path, rows, 'cactus_demo', run.config['data'], 'test', run.seconds, run.config['seed']) | dict(figure=figure)
+    return _write(run.path, rows, 'cactus_demo', run.config['data'], 'test', run.seconds, run.config['seed'], device) | dict(figure=figure)
 
 # %% ../nbs/60_cli.ipynb #1ce7ac84
 def _demo_best(run, images, valid):
@@ -82,14 +83,14 @@ def _costs():
     return dict(line=_line[0], threads=torch.get_num_threads(), peak_mib=round(peak))
 
 # %% ../nbs/60_cli.ipynb #c030
-def _write(path, rows, command, data, split, seconds, seed, **kwargs):
+def _write(path, rows, command, data, split, seconds, seed, device=None, **kwargs):
     "Write `result.json`; what another command found before stays, as `result-COMMAND-SPLIT.json`"
     path = Path(path)/'result.json'
     if path.exists():
         try: name = '{0[command]}-{0[split]}'.format(read_json(path))
         except (ValueError, TypeError, KeyError): name = 'unreadable' # of another program, or cut short: it stays too
         if name != f'{command}-{split}': path.rename(path.with_name(f'result-{name}.json'))
-    return write_result(path, rows, command, data, split, seconds, seed, **_costs(), **kwargs)
+    return write_result(path, rows, command, data, split, seconds, seed, device, **_costs(), **kwargs)
 
 # %% ../nbs/60_cli.ipynb #c032
 def _check_tasks(cfg, train, valid, scored, n_ways, n_test):
@@ -125,9 +126,9 @@ def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
         method, bn, (path, oracle) = cfg['method'], dict(bn=cfg['bn']), [run.path if o == 'train' else run/o for o in names]
         name, before, n = _without_training(cfg, test.shape, n_test)
         scored += [(name, 'none', before, n, bn | dict(steps=0)),
-                   (f'cactus-{method}', enc.name, _to_score(load_run(path)), n_test, bn | _how(path)),
-                   (f'oracle-{method}', 'none', _to_score(load_run(oracle)), n_test, bn | _how(oracle))]
-    if 'best' in run.config: scored.insert(4, ('cactus-protonets', 'instance', load_run(run/'best'), n_test, dict(bn='running') | _how(run/'best'))) # after the plain one
+                   (f'cactus-{method}', enc.name, _to_score(load_run(path, device=run.device)), n_test, bn | _how(path)),
+                   (f'oracle-{method}', 'none', _to_score(load_run(oracle, device=run.device)), n_test, bn | _how(oracle))]
+    if 'best' in run.config: scored.insert(4, ('cactus-protonets', 'instance', load_run(run/'best', device=run.device), n_test, dict(bn='running') | _how(run/'best'))) # after the plain one
     return [result_row(r, method, embedding, preset='demo', **more) for method,embedding,m,n,more in scored
             for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n, seed=run.config['seed']).values()]
 
@@ -192,10 +193,11 @@ def cactus_demo(
     epochs:int=None,       # Epochs of meta-training, of n_tasks tasks each
     n_tasks:int=None,      # Tasks in an epoch
     n_test:int=None,       # Tasks to score on; 1000 if not given, 300 where MAML is shown
+    device:str=None,       # Where to compute: cpu, cuda, cuda:1 …; cpu if not given
     fresh:store_true=False,# Delete the run folder first instead of going on with it?
 ):
     "From unlabelled images to a few-shot accuracy with an interval and a picture"
-    _one_of(method=(method, (*methods, 'both')))
+    _one_of(method=(method, (*methods, 'both'))); check_device(device)
     if data == 'folder' or Path(data).is_dir(): raise ValueError(f"--data {data}: the demo needs labels to show what they would have given. Train on a folder with cactus_train --data {data}.")
     if data == 'celeba': raise ValueError("--data celeba: the demo's picture shows tasks of classes, and CelebA has attributes. Train with cactus_train --data celeba.")
     out = Path(out or '-'.join(['cactus_runs/demo', data, *([method] if method != 'protonets' else []), *([re.sub(r'\W+', '-', transform).strip('-')] if transform else [])]))
@@ -203,7 +205,7 @@ def cactus_demo(
     if fresh: _clear(out)
     if n_test is None: n_test = 1000 if method == 'protonets' else 300
     res = demo(cfgs[0], out, cfgs[0].get('ways', (5, 20)), n_test, second=cfgs[1] if method == 'both' else None,
-               rounds=preset(data, kind='best', seed=seed, n_tasks=n_tasks) if data == 'glyphs' and method != 'maml' and not transform and not epochs else None)
+               rounds=preset(data, kind='best', seed=seed, n_tasks=n_tasks) if data == 'glyphs' and method != 'maml' and not transform and not epochs else None, device=device)
     _report(res, f"{out/'result.json'}", res['figure'])
 
 # %% ../nbs/60_cli.ipynb #c052
@@ -248,7 +250,7 @@ def cactus_train(
     first_order:store_true=False, # MAML: leave second derivatives out?
     adapt:str=None,           # MAML: what the inner loop changes: weights (not those of norms), all, or head (ANIL)
     bn:str=None,              # Batch-norm statistics at test: running (inductive; of ProtoNets) or batch (transductive; of MAML)
-    precision:str=None,       # ProtoNets: float32, bfloat16 (faster where the processor has it), or auto (bfloat16 where it is faster); float32 if not given, auto in best
+    precision:str=None,       # Of training, ProtoNets: float32, bfloat16, or auto (bfloat16 where it is faster); on a GPU also tf32, of MAML too; float32 if not given, auto in best
     pseudo_valid:store_true=False, # Validate on held-out pseudo-tasks instead of labelled classes?
     split:str=None,           # Classes to train on, to validate on and to test on, with commas between; a folder has none and needs no label
     size:int=None,            # Folder: height and width of an image in pixels
@@ -257,11 +259,12 @@ def cactus_train(
     n_test:int=1000,          # Tasks to score on
     seed:int=0,               # Seed of the split, the weights, the clusters and the tasks
     root:str=None,            # Folder of the data set, where it is not in $CACTUS_DATA
+    device:str=None,          # Where to compute: cpu, cuda, cuda:1 …; cpu if not given
 ):
     "Train a few-shot learner from unlabelled images; interrupted, the same command goes on"
     start, cfg = time.perf_counter(), _settings(locals())
     if epochs is None and not cfg.get('rounds'): cfg['epochs'] = cfg.get('long_epochs', cfg['epochs'])
-    _train(cfg, out or f"cactus_runs/{cfg['data']}-{method}-seed{seed}", n_test, start)
+    _train(cfg, out or f"cactus_runs/{cfg['data']}-{method}-seed{seed}", n_test, start, device)
 
 # %% ../nbs/60_cli.ipynb #c056
 def _place(data, root, size, channels, skip_broken):
@@ -275,7 +278,8 @@ def _place(data, root, size, channels, skip_broken):
 # %% ../nbs/60_cli.ipynb #3fd230d2
 def _settings(args):
     "Settings from the arguments of a command that takes images"
-    args = {k: v or None if isinstance(v, bool) else v for k,v in args.items() if k not in ('out', 'n_test', 'report')}
+    check_device(args.get('device'))
+    args = {k: v or None if isinstance(v, bool) else v for k,v in args.items() if k not in ('out', 'n_test', 'report', 'device')}
     place = _place(*(args.pop(k) for k in ('data', 'root', 'size', 'channels', 'skip_broken')))
     if path := args.get('partitions'):
         if more := [k for k in ('embedding', 'partition', 'n_clusters', 'n_partitions', 'margin') if args.get(k) is not None]:
@@ -305,19 +309,19 @@ def _copies(cfg, train, valid):
     return train, instance_set(valid.unlabelled(), cfg['transform'], cfg['k_shot'] + max(5, cfg['n_query']), cfg['seed'])
 
 # %% ../nbs/60_cli.ipynb #954ec160
-def _train(cfg, out, n_test, start):
+def _train(cfg, out, n_test, start, device=None):
     "Train and score as the settings say"
     method, seed, (train, valid, _) = cfg['method'], cfg['seed'], load_splits(cfg)
     shown, n_ways = None if cfg.get('pseudo_valid') else valid, _ways(cfg, valid)
     if cfg.get('rounds') and shown is None: train, shown = _copies(cfg, train, valid)
     _check_tasks(cfg, train, shown, valid, n_ways, n_test)
-    run = Run(out, fit_to(cfg, train), since=start)
+    run = Run(out, fit_to(cfg, train), device, start)
     name, parts = _training_tasks(run, train)
     learn = train_stage(run, train if name == 'none' else train.unlabelled(), parts, shown)
     scored, what = (valid, 'valid') if valid is not None else (shown if cfg.get('rounds') else _pseudo_classes(run, train, parts), 'pseudo')
     with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, _shots(cfg, valid), n_tasks=n_test, seed=seed)
     rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **_how(run.path)) for r in grid.values()]
-    _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed), f"cactus_eval --run {run.path} scores it on new classes")
+    _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed, device), f"cactus_eval --run {run.path} scores it on new classes")
 
 # %% ../nbs/60_cli.ipynb #b38b3847
 def _training_tasks(run, train):
@@ -362,6 +366,7 @@ def cactus_embed(
     report:store_true=False,  # Score on the test classes instead, with a linear layer, purity and dimensions? For a final result, not to choose by
     seed:int=0,               # Seed of the split and of the weights
     root:str=None,            # Folder of the data set, where it is not in $CACTUS_DATA
+    device:str=None,          # Where to compute: cpu, cuda, cuda:1 …; cpu if not given
 ):
     "Fit an encoder on the train split, and embed the whole data set: `embedding.npy` [n, d] float32, and `ids.json`, where each row came from"
     args, start = locals(), time.perf_counter()
@@ -371,13 +376,13 @@ def cactus_embed(
     train, valid, test = load_splits(cfg, images)
     n_ways = _ways(cfg, valid)
     _check_tasks(cfg | dict(shots=k_shots), train, None, valid, n_ways, n_test)
-    run = Run(out or f"cactus_runs/embed-{cfg['data']}-{encoder}-seed{seed}", fit_to(cfg, train), since=start)
+    run = Run(out or f"cactus_runs/embed-{cfg['data']}-{encoder}-seed{seed}", fit_to(cfg, train), device, start)
     enc, _ = embed_stage(run, train.unlabelled())
     with run.stage('write'): shape = _write_embedding(run, enc, images.unlabelled())
     if report: return _report_test(run, enc, cfg, test, k_shots, n_test, shape)
     methods = dict(knn=knn(enc), prototypes=nearest_prototype(enc)) if valid is not None else {}
     rows = [result_row(r, name, enc.name, **(dict(variant=enc.variant) if enc.variant else {})) for name,m in methods.items() for r in evaluate_grid(m, valid, n_ways, k_shots, n_tasks=n_test, seed=seed).values()]
-    _report(_write(run.path, rows, 'cactus_embed', cfg['data'], 'valid', run.seconds, seed, embedding=shape), f"{run/'embedding.npy'} {shape}", f"cactus_partition --run {run.path} goes on")
+    _report(_write(run.path, rows, 'cactus_embed', cfg['data'], 'valid', run.seconds, seed, device, embedding=shape), f"{run/'embedding.npy'} {shape}", f"cactus_partition --run {run.path} goes on")
 
 # %% ../nbs/60_cli.ipynb #d90a2d8f
 def _report_test(run, enc, cfg, test, k_shots, n_test, shape):
@@ -386,7 +391,7 @@ def _report_test(run, enc, cfg, test, k_shots, n_test, shape):
     with run.stage('report'): report = embedding_report(enc.embed(test), test, enc.name, _ways(cfg, test), k_shots, n_tasks=n_test, seed=cfg['seed'])
     with _drawn(run/'report.png'): report.show()
     about = dict(config=getattr(enc, 'config', {}), seconds=sum(v for k,v in run.stages.items() if k.startswith('embed'))) # of all sittings
-    res = _write(run.path, report.rows, 'cactus_embed', cfg['data'], 'test', run.seconds, cfg['seed'], embedding=shape, facts=report.facts, trained=about)
+    res = _write(run.path, report.rows, 'cactus_embed', cfg['data'], 'test', run.seconds, cfg['seed'], run.device, embedding=shape, facts=report.facts, trained=about)
     _report(res, ', '.join(f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v:,}' for k,v in report.facts.items()), f"{run/'report.png'}")
 
 # %% ../nbs/60_cli.ipynb #a3ec3980
@@ -410,22 +415,23 @@ def cactus_partition(
     k_shot:int=None,          # Their support images a class
     n_query:int=None,         # Their query images a class: a cluster needs k_shot + n_query images
     seed:int=None,            # Seed of the partitions; that of the embedding if not given
+    device:str=None,          # Where to embed and to run k-means: cpu, cuda, cuda:1 …; cpu if not given
 ):
     "Cut an embedding into pretend classes: `partitions.npz`"
-    start = time.perf_counter()
+    start = time.perf_counter(); check_device(device)
     if run is None: raise ValueError("--run is needed: the folder that cactus_embed wrote.")
     of = read_json(Path(run)/'config.json')
     if not (Path(run)/'encoder.safetensors').exists(): raise ValueError(f"{run} holds no encoder.safetensors. Give the folder that cactus_embed wrote.")
     train, _, _ = load_splits(of)
     kept = {k: of.get(k) for k in ('data', 'root', 'split', 'size', 'channels', 'on_error', 'encoder')}
     cfg = preset(partition=partition, n_clusters=n_clusters, n_partitions=n_partitions, margin=margin, n_way=n_way, k_shot=k_shot, n_query=n_query, seed=of['seed'] if seed is None else seed, **kept)
-    cut = Run(out or Path(run)/partition, fit_to(cfg, train), since=start)
-    enc = Encoder.load(Path(run)/'encoder.safetensors')
+    cut = Run(out or Path(run)/partition, fit_to(cfg, train), device, start)
+    enc = Encoder.load(Path(run)/'encoder.safetensors', **(dict(device=device) if device and of['encoder'] in trained else {}))
     parts = partition_stage(cut, enc.embed(train.unlabelled()), embedding=enc.name)
     table = parts.summary(train.y)
     print(f"{parts}\n\n{table.head(10).to_string()}\n{'...' if len(table) > 10 else ''}")
-    _write(cut.path, [], 'cactus_partition', cfg['data'], 'train', cut.seconds, cfg['seed'], partitions=table.reset_index().to_dict('records'))
-    print(f"\n{cut.seconds:.0f} s on cpu. cactus_train --data {of['root'] if of['data'] == 'folder' else of['data']} --partitions {cut/'partitions.npz'} trains on them")
+    res = _write(cut.path, [], 'cactus_partition', cfg['data'], 'train', cut.seconds, cfg['seed'], device, partitions=table.reset_index().to_dict('records'))
+    print(f"\n{cut.seconds:.0f} s on {res['device']}. cactus_train --data {of['root'] if of['data'] == 'folder' else of['data']} --partitions {cut/'partitions.npz'} trains on them")
 
 # %% ../nbs/60_cli.ipynb #c058
 def _images_of(run, data, root, split):
@@ -453,12 +459,12 @@ def _numbers(text, name):
     except ValueError: raise ValueError(f"--{name} {text}: give whole numbers with commas between, such as 5,20.") from None
 
 # %% ../nbs/60_cli.ipynb #c061
-def _as_asked(run, info, n_way, test_steps, fresh_head):
+def _as_asked(run, info, n_way, test_steps, fresh_head, device):
     "`(learner, ways to score)`"
     maml, most = info['method'] == 'maml', info['n_way']
     if not maml and (test_steps is not None or fresh_head): raise ValueError(f"{run} is a run of {info['method']}, which has no inner steps and no head: leave --test_steps and --fresh_head out.")
     n_ways = _numbers(n_way or ','.join(str(w) for w in presets.get(info.get('data'), {}).get('ways', (5, 20)) if not maml or fresh_head or w <= most) or most, 'n_way')
-    return load_run(run, **{k: v for k,v in dict(test_steps=test_steps, head='fresh' if fresh_head else None).items() if v is not None}), n_ways
+    return load_run(run, device=device, **{k: v for k,v in dict(test_steps=test_steps, head='fresh' if fresh_head else None).items() if v is not None}), n_ways
 
 # %% ../nbs/60_cli.ipynb #f5891ead
 def _embedding_alone(run, grid, score):
@@ -494,17 +500,18 @@ def cactus_eval(
     data:str=None,       # A folder of other images, with a sub-folder per class; or the data set that the run was trained on, since another one is an error
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA
     seed:int=None,       # Seed of the tasks; that of the run if not given
+    device:str=None,     # Where to compute: cpu, cuda, cuda:1 …; cpu if not given
     rounds:store_true=False, # Of a run of the preset best: score the learner after each round too, and look at what it was trained on, in rounds.json
 ):
     "Score a trained run on classes that it has never seen, at any way and shot"
-    start = time.perf_counter()
+    start = time.perf_counter(); check_device(device)
     if run is None: raise ValueError("--run is needed: the folder that cactus_train or cactus_demo wrote.")
     _one_of(split=(split, ('valid', 'test')))
     if every < 1: raise ValueError(f"every={every}: give at least 1.")
     if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
-    learn, n_ways = _as_asked(run, info, n_way, test_steps, fresh_head)
+    learn, n_ways = _as_asked(run, info, n_way, test_steps, fresh_head, device)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
     grid = score(_to_score(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
@@ -512,7 +519,7 @@ def cactus_eval(
     changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None).items() if v is not None}
     rows = [result_row(r, *_names(info, cfg), bn=info.get('bn'), **_how(run), **changed) for r in grid.values()]
     beside = _embedding_alone(run, grid, score)
-    res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, trained=trained)
+    res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)
     for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")
     if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_test, seed, info | dict(root=root or info.get('root')), split)
     _report(res, Path(run)/'result.json')

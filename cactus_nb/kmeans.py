@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 import numpy as np, torch
 from .data.core import check_counts
+from .runs import tf32
 
 # %% ../nbs/06_kmeans.ipynb #6feeeb0e
 _chunk, _block = 16_384, 1024 # rows that are converted, and rows that are compared with the centroids, at a time
@@ -27,22 +28,23 @@ class Points:
     def __init__(self,
         x:np.ndarray,    # Points `[n, d]` of any real type, in memory or mapped
         keep:int=128_000,# Keep the float32 rows of a set of at most so many
+        device=None,     # Where the float32 rows are kept and compared; `cpu` if None
     ):
         if x.ndim != 2 or not x.size or x.dtype.kind not in 'fiub': raise ValueError(f"Points are [n, d] numbers, at least one row; given {list(x.shape)} {x.dtype}. Reshape or convert them.")
-        self.x, self.kept = x, None
+        self.x, self.kept, self.device = x, None, torch.device(device or 'cpu')
         seen = [(max(np.float64(o.max()), -np.float64(o.min())), o.sum(0, dtype=np.float64)) for o in self._parts()] # the file is read once
         largest = np.max([o for o,_ in seen])
         if not largest < 1e15: # its square must fit into float32
             raise ValueError(f"Points are [n, d], finite and of less than 1e15; given {list(x.shape)}, the largest {largest:g}. Reshape or scale them.")
         self.mean = np.float32(sum(o for _,o in seen)/len(x))
-        if len(x) <= keep: self.kept = _with_one(x, self.mean)
+        if len(x) <= keep: self.kept = _with_one(x, self.mean).to(self.device)
         self.squares = sum(o[:,:-1].square().sum(0, dtype=torch.float64) for o in self.chunks()) # `[d]`, about the mean
 
     def _parts(self): return (self.x[i:i+_chunk] for i in range(0, len(self.x), _chunk))
     def __len__(self): return len(self.x)
     def chunks(self):
-        "Tensors `[m, d+1]`, in order"
-        return (_with_one(o, self.mean) for o in self._parts()) if self.kept is None else self.kept.split(_chunk)
+        "Tensors `[m, d+1]` on the device, in order"
+        return (_with_one(o, self.mean).to(self.device) for o in self._parts()) if self.kept is None else self.kept.split(_chunk)
     def sample(self,
         n:int,      # Number of points to take, if there are more
         seed:int=0, # Decides which
@@ -50,7 +52,7 @@ class Points:
         "Some of the points, in their order"
         if len(self) <= n and self.kept is not None: return self
         rows = slice(None) if len(self) <= n else np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False))
-        return Points(self.x[rows], keep=n)
+        return Points(self.x[rows], n, self.device)
 
 # %% ../nbs/06_kmeans.ipynb #da51b789
 def _columns(c, scale):
@@ -59,6 +61,7 @@ def _columns(c, scale):
     return torch.cat([-2*w, (w*c).sum(-1, keepdim=True)], -1)
 
 # %% ../nbs/06_kmeans.ipynb #e63c4095
+@tf32(False)
 def greedy_starts(
     x1:torch.Tensor,     # Points with a one appended, `[n, d+1]` float32
     scales:torch.Tensor, # Factors of the dimensions for each of G spaces, `[G, d]` float32
@@ -98,10 +101,15 @@ class KMeansResult:
 def _nearest(x1, columns, buffer):
     "The nearest centroid of each row `[m]` int64 and the squared distance to it, less ‖scale·x‖²"
     least, label = x1.new_empty(len(x1)), torch.empty(len(x1), dtype=torch.int64, device=x1.device)
-    for i in range(0, len(x1), _block):
-        dist = torch.mm(x1[i:i+_block], columns.T, out=buffer[:len(x1)-i])
-        torch.min(dist, 1, out=(least[i:i+_block], label[i:i+_block]))
+    for i in range(0, len(x1), m := len(buffer)):
+        dist = torch.mm(x1[i:i+m], columns.T, out=buffer[:len(x1)-i])
+        torch.min(dist, 1, out=(least[i:i+m], label[i:i+m]))
     return least, label
+
+def _sums(x1, label, k):
+    "The sums of the rows of each cluster, `[k, d+1]`"
+    if x1.device.type == 'cpu': return x1.new_zeros(k, x1.shape[1]).index_add_(0, label, x1)
+    return x1.new_zeros(k, len(x1)).scatter_(0, label[None], 1) @ x1 # a GPU would add in any order, and twice the same would differ
 
 def _farthest(points, c, scale, n):
     "The up to `n` points that are farthest from their centroids, about the mean `[≤ n, d]`; none that lies on its centroid"
@@ -117,13 +125,13 @@ def _farthest(points, c, scale, n):
 class _Space:
     "One k-means among those that read the points together"
     def __init__(self, points, c, scale):
-        self.c, self.scale, self.labels, self.n_iter, self.inertia, self.done = c, scale, np.empty(len(points), np.int32), 0, torch.inf, False
+        self.c, self.scale, self.labels, self.n_iter, self.inertia, self.done = c, scale, torch.empty(len(points), dtype=torch.int32, device=points.device), 0, torch.inf, False
         self.norm = (points.squares @ scale.square().double()).item() # the sum of ‖scale·x‖²
 
     def read(self, x1, at, buffer):
         least, label = _nearest(x1, self.columns, buffer)
-        self.labels[at:at+len(x1)] = label.cpu()
-        self.sums += torch.zeros_like(self.columns).index_add_(0, label, x1)
+        self.labels[at:at+len(x1)] = label
+        self.sums += _sums(x1, label, len(self.columns))
         self.total += least.sum(dtype=torch.float64)
 
     def start(self): self.columns, self.total = _columns(self.c, self.scale), 0.; self.sums = torch.zeros_like(self.columns, dtype=torch.float64)
@@ -141,6 +149,7 @@ class _Space:
         for i,x in zip(empty, far): self.c[i] = x
 
 # %% ../nbs/06_kmeans.ipynb #c4d759e2
+@tf32(False)
 def lloyd(
     points:Points,           # Points
     centroids:np.ndarray,    # Where to start in each of G spaces, not stretched `[G, k, d]`
@@ -149,8 +158,8 @@ def lloyd(
     tol:float=3e-4,          # Stop when an iteration lowers the inertia by less than this share
 ) -> list: # Of a `KMeansResult` for each space
     "Lloyd's iterations to convergence, in G spaces that read the points together"
-    about = torch.from_numpy(np.float32(centroids - points.mean))
-    spaces, buffer = [_Space(points, c, s) for c,s in zip(about, scales)], about.new_empty(_block, about.shape[1])
+    about, scales = torch.from_numpy(np.float32(centroids - points.mean)).to(points.device), scales.to(points.device)
+    spaces, buffer = [_Space(points, c, s) for c,s in zip(about, scales)], about.new_empty(_block if points.device.type == 'cpu' else _chunk, about.shape[1])
     while active := [o for o in spaces if not o.done]:
         for o in active: o.start()
         at = 0
@@ -158,7 +167,7 @@ def lloyd(
             for o in active: o.read(x1, at, buffer)
             at += len(x1)
         for o in active: o.finish(points, max_iter, tol)
-    return [KMeansResult(o.labels, o.c.numpy() + points.mean, o.inertia, o.n_iter) for o in spaces]
+    return [KMeansResult(o.labels.cpu().numpy(), o.c.cpu().numpy() + points.mean, o.inertia, o.n_iter) for o in spaces]
 
 # %% ../nbs/06_kmeans.ipynb #273d0ac8
 def kmeans_many(
@@ -167,14 +176,14 @@ def kmeans_many(
     jobs,            # Pairs of a seed and a scale `[d]` float32: a start in a space
     seed:int=0,      # Decides which points the starts see, where there are many
     max_iter:int=300,# Most Lloyd iterations a start
-    at_once:int=4,   # Starts that are made together
+    at_once:int|None=None, # Starts that are made together; None is 4, and 64 on a GPU
     tol:float=3e-4,  # As for `lloyd`
 ): # An iterator of `KMeansResult`, one for each job, in order
     "k-means from many starts in differently stretched spaces, made as they are asked for"
-    few, jobs = points.sample(256*n_clusters, seed), iter(jobs)
+    few, jobs, at_once = points.sample(256*n_clusters, seed), iter(jobs), at_once or (4 if points.device.type == 'cpu' else 64)
     while now := list(islice(jobs, at_once)):
-        scales = torch.stack([torch.as_tensor(s, dtype=torch.float32) for _,s in now])
-        c = np.float32(few.x[greedy_starts(few.kept, scales, n_clusters, [s for s,_ in now], at_once)])
+        scales = torch.stack([torch.as_tensor(s, dtype=torch.float32) for _,s in now]).to(points.device)
+        c = np.float32(few.x[greedy_starts(few.kept, scales, n_clusters, [s for s,_ in now], at_once).cpu()])
         if len(few) < len(points): # the first iterations see few of the points
             c = np.stack([r.centroids for r in lloyd(few, c, scales, max_iter, tol)])
         yield from lloyd(points, c, scales, max_iter, tol)
@@ -187,6 +196,7 @@ def kmeans(
     n_init:int=1,     # Number of starts; the run with the lowest inertia is kept
     max_iter:int=300, # Most Lloyd iterations a start
     scale:np.ndarray|None=None, # Multiply dimension j of every point by `scale[j]`, `[d]`
+    device=None,      # Where to compute; `cpu` if None
 ) -> KMeansResult:
     "k-means with the greedy k-means++ start; raises `ValueError` if there are fewer points than clusters"
     check_counts(n_clusters=n_clusters, n_init=n_init, max_iter=max_iter); check_counts(least=0, seed=seed)
@@ -194,5 +204,5 @@ def kmeans(
     if n_clusters > len(x):
         raise ValueError(f"n_clusters={n_clusters} over {len(x):,} points: give at least 1 and at most {len(x):,} clusters.")
     seeds = np.random.SeedSequence(seed).generate_state(n_init).tolist()
-    points, scale = Points(x, keep=256*n_clusters), np.ones(x.shape[1], np.float32) if scale is None else np.float32(scale)
-    return min(kmeans_many(points, n_clusters, [(s, scale) for s in seeds], seed, max_iter, min(n_init, 4)), key=lambda r: r.inertia)
+    points, scale = Points(x, 256*n_clusters, device), np.ones(x.shape[1], np.float32) if scale is None else np.float32(scale)
+    return min(kmeans_many(points, n_clusters, [(s, scale) for s in seeds], seed, max_iter, min(n_init, 4) if points.device.type == 'cpu' else None), key=lambda r: r.inertia)

@@ -11,7 +11,7 @@ import sys, warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-import numpy as np
+import numpy as np, torch
 from fastai.callback.schedule import *
 from .backbones import conv4, conv4_classifier
 from .data.core import ImageSet, check_counts
@@ -26,10 +26,11 @@ from .encoders.deepcluster import DeepCluster
 from .encoders.infogan import InfoGAN
 from .encoders.instance import Instance
 from .encoders.whiten import Pixels, Whitened
+from .meta.capture import CaptureCallback
 from .meta.learner import Bfloat16, has_bfloat16, load_run, maml_learner, proto_learner, save_run
 from .meta.maml import ClipGradValue
 from .meta.rounds import Round, fit_rounds
-from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback
+from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback, tf32
 from .tasks import attributes # so that CelebA has its tasks
 from .tasks.partition import Partitions, hyperplane_partitions, kmeans_partitions, random_partitions
 from .tasks.sample import task_dls
@@ -129,7 +130,7 @@ def _checked(cfg):
     _check_root(cfg)
     for k in ('transform', 'query_transform'): as_transform(cfg[k]) # an unknown name is an error here
     _one_of(schedule=(cfg.get('schedule'), ('one-cycle', 'constant')), bn=(cfg['bn'], ('running', 'batch')), adapt=(cfg.get('adapt'), ('weights', 'all', 'head')),
-            encoder_preset=(cfg.get('encoder_preset'), ('quick', 'full')), precision=(cfg.get('precision'), ('float32', 'bfloat16', 'auto')))
+            encoder_preset=(cfg.get('encoder_preset'), ('quick', 'full')), precision=(cfg.get('precision'), ('float32', 'tf32', 'bfloat16', 'auto')))
     if cfg.get('precision') == 'bfloat16' and cfg['method'].endswith('maml'): raise ValueError("precision='bfloat16' is for ProtoNets: MAML's second derivatives lose too many digits. Leave --precision out.")
     return cfg
 
@@ -202,17 +203,17 @@ def embed_stage(
         if cfg.get('embedding'): enc = OwnEmbedding(cfg['embedding'], read_images(cfg))
         else: enc = encoders[cfg['encoder']](cfg, images, run.device)
         if isinstance(enc, NetEncoder): enc.checkpoint, enc.cbs = run/'encoder-checkpoint.safetensors', run.cbs
-        with run.stage('embed'): enc.fit(images).save(path)
+        with run.stage('embed'), tf32(cfg.get('precision') == 'tf32'): enc.fit(images).save(path)
         (run/'encoder-checkpoint.safetensors').unlink(missing_ok=True)
-    enc = Encoder.load(path)
+    enc = Encoder.load(path, **(dict(device=run.device) if run.device and cfg['encoder'] in trained and not cfg.get('embedding') else {}))
     return enc, enc.embed(images)
 
 # %% ../nbs/52_stages.ipynb #cddc1da1
-def _kmeans(cfg, z, **kwargs):
+def _kmeans(cfg, z, device, **kwargs):
     more = {k: cfg[k] for k in ('n_init', 'accept') if cfg.get(k) is not None}
-    return kmeans_partitions(z, cfg['n_clusters'], cfg['n_partitions'], cfg['seed'], n_way=cfg['n_way'], **kwargs | more)
-def _planes(cfg, z, **kwargs): return hyperplane_partitions(z, cfg['n_way'], cfg['n_partitions'], cfg['seed'], cfg['margin'], spread=None, **kwargs)
-def _random(cfg, z, min_size, progress): return random_partitions(len(z), cfg['n_clusters'], cfg['n_partitions'], cfg['seed'], min_size, cfg['n_way'])
+    return kmeans_partitions(z, cfg['n_clusters'], cfg['n_partitions'], cfg['seed'], n_way=cfg['n_way'], device=device, **kwargs | more)
+def _planes(cfg, z, device, **kwargs): return hyperplane_partitions(z, cfg['n_way'], cfg['n_partitions'], cfg['seed'], cfg['margin'], spread=None, **kwargs)
+def _random(cfg, z, device, min_size, progress): return random_partitions(len(z), cfg['n_clusters'], cfg['n_partitions'], cfg['seed'], min_size, cfg['n_way'])
 
 partitions = dict(kmeans=_kmeans, hyperplanes=_planes, random=_random)
 
@@ -228,7 +229,7 @@ def partition_stage(
         from fastprogress import progress_bar
         progress = partial(progress_bar, leave=False) if sys.stdout.isatty() else None
         with run.stage('partition'):
-            parts = partitions[cfg['partition']](cfg, z, min_size=cfg['k_shot']+cfg['n_query'], progress=progress)
+            parts = partitions[cfg['partition']](cfg, z, run.device, min_size=cfg['k_shot']+cfg['n_query'], progress=progress)
             parts.notes[0] |= notes
             parts.save(run/'partitions.npz')
     return Partitions.load(run/'partitions.npz')
@@ -268,14 +269,15 @@ def train_stage(
         path.mkdir(exist_ok=True)
         dls = task_dls(images, partitions, valid, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['bs'], cfg['n_tasks'], cfg['n_valid'], seed=cfg['seed'], device=run.device, transform=_transforms(cfg))
         learn = _make_learner(cfg, dls, path)
-        low = _in_bfloat16(cfg.get('precision'), run.device)
+        low, fast = _in_bfloat16(cfg.get('precision'), run.device), cfg.get('precision') == 'tf32'
+        capture = run.device and torch.device(run.device).type != 'cpu'
         rounds = [Round(**o) for o in cfg.get('rounds') or []]
-        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *([Bfloat16()] if low else []), *run.cbs]
-        with run.stage(name), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
+        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *([Bfloat16()] if low else []), *([CaptureCallback()] if capture else []), *run.cbs]
+        with run.stage(name), tf32(fast), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
             if rounds: rounds = fit_rounds(learn, rounds, cfg['lr'], cfg['seed'], path/'rounds', cbs).log # those that were kept
             else: (learn.fit if cfg.get('schedule') == 'constant' else learn.fit_one_cycle)(cfg['epochs'], cfg['lr'], cbs=cbs)
             about = {k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'fingerprint', 'bn')}
-            save_run(learn, path, **about, steps=(sum(o['epochs'] for o in rounds) if rounds else cfg['epochs'])*len(dls.train), rounds=len(rounds) or None, precision='bfloat16' if low else 'float32',
+            save_run(learn, path, **about, steps=(sum(o['epochs'] for o in rounds) if rounds else cfg['epochs'])*len(dls.train), rounds=len(rounds) or None, precision='bfloat16' if low else 'tf32' if fast else 'float32',
                      n_partitions=rounds[-1]['n_partitions'] if rounds else None if partitions.kind == 'labels' else len(partitions))
         (path/'checkpoint.safetensors').unlink(missing_ok=True)
-    return load_run(path)
+    return load_run(path, device=run.device)

@@ -152,7 +152,7 @@ def recluster(self:DeepClusterNet,
 ):
     "Cut the images into clusters, and begin with a new classifier"
     seeds, k = rng.integers(2**31, size=2).tolist(), self.head.out_features
-    self.clusters.copy_(torch.from_numpy(kmeans(self.whiten(z).cpu().numpy(), k, seeds[0], max_iter=20).labels))
+    self.clusters.copy_(torch.from_numpy(kmeans(self.whiten(z).cpu().numpy(), k, seeds[0], max_iter=20, device=z.device).labels))
     self.head.weight.copy_(0.01*torch.randn(self.head.weight.shape, generator=torch.Generator().manual_seed(seeds[1])))
     self.head.bias.zero_()
 

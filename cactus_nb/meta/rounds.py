@@ -178,7 +178,7 @@ def _look(self:ReclusterCallback, done, rnd=None):
     try:
         z = round_embedding(self.learn, self.dls.train.dataset.x, self.seed, rnd.turns)
         check_collapse(z, f'Round {done}')
-        parts = kmeans_partitions(z, rnd.n_clusters, rnd.n_partitions, self.seed, min_size=k+q, n_way=way, accept=0., max_refits=0)
+        parts = kmeans_partitions(z, rnd.n_clusters, rnd.n_partitions, self.seed, min_size=k+q, n_way=way, accept=0., max_refits=0, device=self.dls.train.dataset.x.device)
         agree, best = agreement(parts), max((o['agreement'] for o in self.log), default=0)
         if agree < self.least*best: raise ValueError(f"Round {done} has lost what was learnt: its partitions agree to {agree:.3f}, those of the best round before to {best:.3f}.")
     except ValueError as e: return self._go_back(e)

@@ -17,7 +17,7 @@ from fastcore.basics import listify, patch
 from ..data.core import ImageSet, check_counts, check_images
 from ..encoders.core import Encoder
 from ..meta.learner import few_shot_callback
-from ..runs import environment, write_json
+from ..runs import environment, tf32, write_json
 from ..tasks.sample import gather_task, label_sampler
 
 # %% ../../nbs/40_score.evaluate.ipynb #c007
@@ -78,6 +78,7 @@ class _Method:
         self.steps = getattr(method, 'steps', None)
         if not callable(self.logits): raise ValueError(f"{type(method).__name__} is no method. Give a Learner, or a function (xs, ys, xq) -> logits.")
 
+    @tf32(False) # scores are float32 everywhere
     def features(self, images):
         if self.of_images: return self.of_images(images)
         x = torch.from_numpy(np.ascontiguousarray(images.x))
@@ -85,6 +86,7 @@ class _Method:
 
 # %% ../../nbs/40_score.evaluate.ipynb #c019
 @torch.no_grad()
+@tf32(False)
 def _score(method, x, sampler, n_tasks, budget):
     "Accuracy of each task `[..., n_tasks]`, percent, after each step where the method has some; meta-batches as large as `budget` bytes allow"
     need = sampler.n_way*(sampler.k_shot + sampler.n_query)

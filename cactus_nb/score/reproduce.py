@@ -24,7 +24,7 @@ from ..cli import _command, _costs, _how, _to_score, _true_tasks
 from ..data.sets import data_root
 from ..encoders.core import Encoder, OwnEmbedding, pretrained_cards
 from ..meta.learner import load_run
-from ..runs import Run, TrimCallback, read_json, write_json
+from ..runs import Run, TrimCallback, check_device, read_json, write_json
 from .baselines import cluster_matching, from_scratch, knn, linear, mlp
 from .evaluate import FewShotResult, evaluate, pack_tasks, result_row, unpack_tasks, write_result
 
@@ -548,7 +548,7 @@ def cactus_reproduce(
     all:store_true=False,# Run all rows that can be run here
     preset:str='quick',  # quick (a small share of the steps, fewer partitions and tasks) or full (the paper's protocol)
     share:float=None,    # Share of the protocol's training steps, above 0 and at most 1; the preset's if not given
-    precision:str=None,  # Of ProtoNets' trainings: float32, bfloat16 (faster where the processor has it) or auto; float32 if not given
+    precision:str=None,  # Of ProtoNets' trainings: float32, bfloat16, auto (bfloat16 where it is faster), or on a GPU tf32; float32 if not given
     seed:int=0,          # Of the split, the embedding, the partitions, the tasks and the weights
     minutes:float=None,  # Stop after so many minutes; the same command goes on later. Partitions and single scores are finished first
     device:str=None,     # Where networks are trained: cpu, cuda, cuda:1 …; a GPU if there is one
@@ -559,7 +559,7 @@ def cactus_reproduce(
     if preset not in presets: raise ValueError(f"--preset {preset} is not known; choose one of {', '.join(presets)}.")
     folder, stop = Path(out) if out else results_folder(), StopInTime(minutes)
     if list: return _list(folder, preset, device)
-    _check_device(device)
+    check_device(device)
     names, failed = _chosen(row, table, all), []
     try:
         for name in names: failed += _run_one(rows[name], len(names) > 1, failed, preset=preset, seed=seed, folder=folder, work=work, device=device, stop=stop, share=share, precision=None if precision == 'float32' else precision)
@@ -568,11 +568,6 @@ def cactus_reproduce(
     if failed: raise ValueError(f"{len(failed)} of {len(names)} rows failed: {'; '.join(failed)}")
 
 # %% ../../nbs/42_score.reproduce.ipynb #648ca14e
-def _check_device(device):
-    if device is None: return
-    try: torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e: raise ValueError(f"--device {device} cannot be used: {str(e).splitlines()[0]} Give cpu.") from e
-
 def _run_one(row, many, failed, **kwargs):
     "Run a row and say what came out; among many, one that fails does not keep the others from being run"
     reason = why_not(row, kwargs['preset'], kwargs['device'], kwargs['share'])

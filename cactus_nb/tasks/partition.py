@@ -112,13 +112,14 @@ def kmeans_partitions(
     n_way:int=2,         # Clusters that a task will need; fewer usable ones are an error
     progress=None,       # Called with the iterable of partition numbers, such as `fastprogress.progress_bar`
     scaled:bool=True,    # Stretch the dimensions at random from the second partition on?
+    device=None,         # Where to compute; `cpu` if None. Another device rounds otherwise, and gives other partitions of the same quality
 ) -> Partitions:
     "Cluster the embedding in `n_partitions` randomly scaled spaces (paper, Algorithm 1; official `task_generator.py`); raises `ValueError` for an unusable embedding or too few clusters"
     z, n_init = check_embedding(z, as_float32=False), n_init or (10 if n_partitions == 1 else 1)
     check_counts(n_clusters=n_clusters, n_way=n_way, n_init=n_init); check_counts(least=0, seed=seed, max_refits=max_refits)
     if not 2 <= n_clusters <= len(z): raise ValueError(f"n_clusters={n_clusters} over {len(z):,} images: give at least 2 and at most {len(z):,}.")
     check_counts(n_partitions=n_partitions, min_size=min_size)
-    labels, notes, points = np.empty((n_partitions, len(z)), np.int32), [], Points(z, keep=256*n_clusters)
+    labels, notes, points = np.empty((n_partitions, len(z)), np.int32), [], Points(z, 256*n_clusters, device)
     runs = lambda pairs: _runs(points, n_clusters, pairs, seed, n_init, scaled)
     for p,first in zip((progress or list)(range(n_partitions)), runs([(p, 0) for p in range(n_partitions)])):
         found, note = _fit_partition(p, first, runs([(p, 1+i) for i in range(max_refits)]), n_clusters, min_size, accept)
