@@ -78,17 +78,23 @@ def seeded(
         yield
 
 # %% ../nbs/05_runs.ipynb #fdf215a9
+def _precisions():
+    "`(object, name, with TF32, without)` of torch's settings: the older names, and the newer where someone has used those, for then the older are errors"
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try: matmul.allow_tf32, cudnn.allow_tf32; return [(o, 'allow_tf32', True, False) for o in (matmul, cudnn)]
+    except RuntimeError: return [(o, 'fp32_precision', 'tf32', 'ieee') for o in (matmul, cudnn.conv, cudnn.rnn)]
+
 @contextmanager
 def tf32(
     on:bool, # May float32 be multiplied with ten binary digits inside?
 ):
     "Run a block with TF32 on or off, for matrix products and convolutions of GPUs that have it, then restore the setting; others take no notice"
-    flags = torch.backends.cuda.matmul, torch.backends.cudnn
-    was = [o.allow_tf32 for o in flags]
-    for o in flags: o.allow_tf32 = on
+    all = _precisions()
+    was = [getattr(o, name) for o,name,*_ in all]
+    for o,name,fast,exact in all: setattr(o, name, fast if on else exact)
     try: yield
     finally:
-        for o,v in zip(flags, was): o.allow_tf32 = v
+        for (o,name,*_),v in zip(all, was): setattr(o, name, v)
 
 # %% ../nbs/05_runs.ipynb #c020
 def git_commit():
