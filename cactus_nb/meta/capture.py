@@ -70,10 +70,13 @@ def _why_not(self:CaptureCallback):
 # %% ../../nbs/34_meta.capture.ipynb #d6d0d231
 @patch
 def before_epoch(self:CaptureCallback):
+    "Take the next pass over, unless it cannot be"
     if not self.why_not: self.learn.all_batches = partial(self._all_batches, self.learn)
 
 @patch
-def after_epoch(self:CaptureCallback): self._give_back()
+def after_epoch(self:CaptureCallback):
+    "Leave the loop to the learner"
+    self._give_back()
 
 @patch
 def _all_batches(self:CaptureCallback, learn):
