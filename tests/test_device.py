@@ -1,11 +1,13 @@
 "The same everywhere: tasks, gradients, clusters, scores and commands on the device of `--device`, beside the processor's."
-import json, subprocess, sys, warnings
+import json, warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np, pytest, torch, torch.nn.functional as F
 from fastai.callback.core import Callback
 
 from cactus_nb.backbones import conv4, conv4_classifier
+from cactus_nb.cli import cactus_embed, cactus_eval, cactus_partition, cactus_train
 from cactus_nb.data.sets import glyphs
 from cactus_nb.encoders.core import PCA, Encoder
 from cactus_nb.meta.capture import CaptureCallback
@@ -22,7 +24,7 @@ from cactus_nb.tasks.sources import InstanceSampler, MixedSampler, NeighbourSamp
 
 images, test, _ = glyphs().split_classes(60, 20, 0, seed=0)
 z = PCA(16).fit(images.unlabelled()).embed(images)
-methods = dict(protonets=(proto_learner, lambda: conv4(n_filters=8, seed=0)), maml=(maml_learner, lambda: conv4_classifier(5, n_filters=8, seed=0)))
+methods = dict(protonets=(proto_learner, lambda: conv4(n_filters=8, seed=0)), maml=(partial(maml_learner, test_steps=5), lambda: conv4_classifier(5, n_filters=8, seed=0)))
 on_gpu = pytest.mark.skipif("config.getoption('--device') == 'cpu'", reason='needs a GPU: --device cuda')
 
 @pytest.fixture(autouse=True)
@@ -87,13 +89,13 @@ def test_clusters(keep, device, monkeypatch):
 @pytest.mark.parametrize('method', methods)
 def test_training_and_scores(method, device, tmp_path):
     "What was trained on the device is saved, loaded on the processor, and scored alike."
-    learn = fit(learner(method, device, n_tasks=100, transform=None), 2, 1e-2)
+    learn = fit(learner(method, device, n_tasks=60, transform=None), 2, 1e-2)
     losses = [float(o) for o in learn.recorder.losses]
     assert losses[-1] < losses[5]
     save_run(learn, tmp_path/'run')
     there, here = load_run(tmp_path/'run', device=device), load_run(tmp_path/'run')
     assert {p.device.type for p in there.model.parameters()} == {device.type}
-    a, b = [evaluate(o, test, n_way=5, k_shot=1, n_tasks=40) for o in (there, here)]
+    a, b = [evaluate(o, test, n_way=5, k_shot=1, n_tasks=20) for o in (there, here)]
     assert abs(a.mean - b.mean) < 1 and np.abs(a.per_task - b.per_task).max() < 15 # of 25 queries, a few may sit on a border
 
 @pytest.mark.parametrize('cb', [Bfloat16, lambda: None])
@@ -171,14 +173,11 @@ def test_encoders(name, device, tmp_path):
 
 def test_commands(device, tmp_path):
     "The commands take the device, name it in what they write, and go on from each other."
-    def run(name, *args):
-        done = subprocess.run([sys.executable, '-c', f'from cactus_nb.cli import {name}; {name}()', *args, '--device', str(device)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done
-    run('cactus_embed', '--split', '60,20,20', '--encoder_epochs', '1', '--n_test', '10', '--out', f'{tmp_path}/e')
-    run('cactus_partition', '--run', f'{tmp_path}/e', '--n_clusters', '40', '--n_partitions', '2', '--n_way', '5')
-    run('cactus_train', '--split', '60,20,20', '--partitions', f'{tmp_path}/e/kmeans/partitions.npz', '--n_way', '5', '--epochs', '1', '--n_tasks', '20', '--n_test', '10', '--precision', 'tf32', '--out', f'{tmp_path}/t')
-    run('cactus_eval', '--run', f'{tmp_path}/t', '--n_test', '10', '--n_way', '5')
+    def run(command, *args): command([*args, '--device', str(device)])
+    run(cactus_embed, '--split', '60,20,20', '--encoder_epochs', '1', '--n_test', '10', '--out', f'{tmp_path}/e')
+    run(cactus_partition, '--run', f'{tmp_path}/e', '--n_clusters', '40', '--n_partitions', '2', '--n_way', '5')
+    run(cactus_train, '--split', '60,20,20', '--partitions', f'{tmp_path}/e/kmeans/partitions.npz', '--n_way', '5', '--epochs', '1', '--n_tasks', '20', '--n_test', '10', '--precision', 'tf32', '--out', f'{tmp_path}/t')
+    run(cactus_eval, '--run', f'{tmp_path}/t', '--n_test', '10', '--n_way', '5')
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
     for path in ('e', 'e/kmeans', 't'): assert json.loads((tmp_path/path/'result.json').read_text())['device'] == name
     assert json.loads((tmp_path/'t'/'result.json').read_text())['rows'][0]['precision'] == 'tf32'

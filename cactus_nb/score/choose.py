@@ -13,7 +13,7 @@ from pathlib import Path
 from ..backbones import build_backbone, conv4
 from ..data.core import ImageSet
 from ..encoders.core import effective_dimension
-from ..meta.learner import Bfloat16, proto_learner, run_info
+from ..meta.learner import Bfloat16, few_shot_callback, proto_learner, run_info
 from ..meta.rounds import Round, agreement, centred_embedding, fit_rounds, round_embedding
 from ..runs import environment, load_tensors, read_json, write_json
 from .evaluate import evaluate, evaluate_grid, pack_tasks, result_row
@@ -148,7 +148,7 @@ def rounds_report(
         path = folder/f"partitions-{o['round']}.npz"
         parts = Partitions.load(path) if path.exists() else None
         grid = evaluate_grid(learn, images, n_ways, k_shots, n_tasks=n_tasks, seed=seed)
-        res.append(o | _about_partitions(parts, before, train.y) | dict(scores=[result_row(r, 'cactus-protonets', 'instance', per_task=pack_tasks(r)) for r in grid.values()]))
+        res.append(o | _about_partitions(parts, before, train.y) | dict(scores=[result_row(r, f"cactus-{few_shot_callback(learn).config['method']}", 'instance', per_task=pack_tasks(r)) for r in grid.values()]))
         before = parts
     learn.model.load_state_dict(was)
     return res
