@@ -241,7 +241,7 @@ def _fit(method, device='cpu', small=False):
     form = dict(n_way=20, k_shot=1) | (dict(n_query=5, bs=8) if method == 'maml' else dict(n_query=15, bs=1))
     def learner(cb):
         dls = task_dls(images, label_partition(glyphs()), **form, n_tasks=n*form['bs'], n_valid=form['bs'], device=device)
-        return maml_learner(dls, conv4_classifier(20, seed=0), cbs=cb) if method == 'maml' else proto_learner(dls, conv4(seed=0), cbs=cb)
+        return maml_learner(dls, conv4_classifier(20, seed=0), test_steps=1, cbs=cb) if method == 'maml' else proto_learner(dls, conv4(seed=0), cbs=cb)
     def fit(learn):
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
     ours, peer = learner(CaptureCallback()), learner(StayOnDevice())
