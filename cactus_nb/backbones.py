@@ -120,7 +120,7 @@ class _LargestOfFour(torch.autograd.Function):
 # %% ../nbs/07_backbones.ipynb #ba70000f
 class ImageBlock(nn.Sequential):
     "A block of convolution, `BatchNorm`, pooling and ReLU whose input are images `[n, c, h, w]`: on a CPU computed at once"
-    def forward(self, x):
+    def forward(self, x): # `[n, c, h, w]` to `[n, n_filters, h/2, w/2]`
         if not self._can(x): return super().forward(x)
         tasks = getattr(self[1], 'n_tasks', 1)
         return self._at_once(x) if tasks == 1 or not self._of_batch else torch.cat([self._at_once(o) for o in x.chunk(tasks)])
@@ -135,8 +135,8 @@ class ImageBlock(nn.Sequential):
 
     def _at_once(self, x):
         conv, bn, (n, c, h, w) = self[0], self[1], x.shape
-        v, of_batch = _windows(x), self._of_batch
-        mean, var = self._statistics(v, c) if of_batch else (bn.running_mean, bn.running_var)
+        v = _windows(x)
+        mean, var = self._statistics(v, c) if self._of_batch else (bn.running_mean, bn.running_var)
         scale = (var + bn.eps).rsqrt()
         if bn.weight is not None: scale = scale*bn.weight
         out = _LargestOfFour.apply(v, _four(conv.weight*scale[:,None,None,None]), bn.bias - mean*scale)

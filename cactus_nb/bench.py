@@ -237,10 +237,10 @@ def _partitions(device='cpu', small=False, paper=False):
 
 # %% ../nbs/70_bench.ipynb #b152232e
 def _fit(method, device='cpu', small=False):
-    images, n = glyphs().unlabelled(), 3 if small else 2000
+    images, n = glyphs(), 3 if small else 2000
     form = dict(n_way=20, k_shot=1) | (dict(n_query=5, bs=8) if method == 'maml' else dict(n_query=15, bs=1))
     def learner(cb):
-        dls = task_dls(images, label_partition(glyphs()), **form, n_tasks=n*form['bs'], n_valid=form['bs'], device=device)
+        dls = task_dls(images, label_partition(images), **form, n_tasks=n*form['bs'], n_valid=form['bs'], device=device)
         return maml_learner(dls, conv4_classifier(20, seed=0), test_steps=1, cbs=cb) if method == 'maml' else proto_learner(dls, conv4(seed=0), cbs=cb)
     def fit(learn):
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)

@@ -21,7 +21,7 @@ from .runs import Run, check_device, is_run, keep_memory, read_json, write_json
 from .score.baselines import embedding_report, from_scratch, knn, linear, nearest_prototype, untrained
 from .score.choose import rounds_report
 from .score.evaluate import evaluate_grid, result_row, result_table, write_result
-from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_splits, methods, partition_stage, preset, presets, read_images, train_stage, trained
+from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_encoder, load_splits, methods, partition_stage, preset, presets, read_images, train_stage
 from .tasks.partition import Partitions, label_partition
 from .tasks.sample import hold_out, label_sampler
 from .tasks.sources import InstanceSampler, instance_set
@@ -426,7 +426,7 @@ def cactus_partition(
     kept = {k: of.get(k) for k in ('data', 'root', 'split', 'size', 'channels', 'on_error', 'encoder')}
     cfg = preset(partition=partition, n_clusters=n_clusters, n_partitions=n_partitions, margin=margin, n_way=n_way, k_shot=k_shot, n_query=n_query, seed=of['seed'] if seed is None else seed, **kept)
     cut = Run(out or Path(run)/partition, fit_to(cfg, train), device, start)
-    enc = Encoder.load(Path(run)/'encoder.safetensors', **(dict(device=device) if device and of['encoder'] in trained else {}))
+    enc = load_encoder(Path(run)/'encoder.safetensors', of, device)
     parts = partition_stage(cut, enc.embed(train.unlabelled()), embedding=enc.name)
     table = parts.summary(train.y)
     print(f"{parts}\n\n{table.head(10).to_string()}\n{'...' if len(table) > 10 else ''}")

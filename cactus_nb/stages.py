@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['datasets', 'paper', 'presets', 'methods', 'common', 'best', 'trained', 'encoders', 'partitions', 'preset',
-           'data_settings', 'read_images', 'load_splits', 'fit_to', 'embed_stage', 'partition_stage', 'train_stage']
+           'data_settings', 'read_images', 'load_splits', 'fit_to', 'load_encoder', 'embed_stage', 'partition_stage',
+           'train_stage']
 
 # %% ../nbs/52_stages.ipynb #bb44b0ce
 import sys, warnings
@@ -193,6 +194,15 @@ encoders = dict({k: _network for k in trained},
                 pixels=lambda *_: Pixels(), zca=lambda *_: Whitened(Pixels()))
 
 # %% ../nbs/52_stages.ipynb #4bd730d1
+def load_encoder(
+    path:str|Path, # File that `embed_stage` wrote
+    cfg:dict,      # Its settings
+    device=None,   # Where it computes, if it is a network; `cpu` if None
+) -> Encoder:
+    "The encoder of a run"
+    network = cfg['encoder'] in trained and not cfg.get('embedding')
+    return Encoder.load(path, **(dict(device=device) if device and network else {}))
+
 def embed_stage(
     run:Run,         # The run folder
     images:ImageSet, # Unlabelled images
@@ -205,7 +215,7 @@ def embed_stage(
         if isinstance(enc, NetEncoder): enc.checkpoint, enc.cbs = run/'encoder-checkpoint.safetensors', run.cbs
         with run.stage('embed'), tf32(cfg.get('precision') == 'tf32'): enc.fit(images).save(path)
         (run/'encoder-checkpoint.safetensors').unlink(missing_ok=True)
-    enc = Encoder.load(path, **(dict(device=run.device) if run.device and cfg['encoder'] in trained and not cfg.get('embedding') else {}))
+    enc = load_encoder(path, cfg, run.device)
     return enc, enc.embed(images)
 
 # %% ../nbs/52_stages.ipynb #cddc1da1

@@ -6,7 +6,7 @@ def pytest_addoption(parser): parser.addoption('--device', default='cpu', help='
 @pytest.fixture(scope='session')
 def device(pytestconfig):
     import torch
+    from cactus_nb.runs import check_device
     name = pytestconfig.getoption('--device')
-    try: torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as e: raise pytest.UsageError(f'--device {name}: {e}') from e
+    check_device(name)
     return torch.device(name)

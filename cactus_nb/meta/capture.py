@@ -125,23 +125,23 @@ def _step(self:CaptureCallback, first, places):
 @patch
 def _note(self:CaptureCallback):
     "Record the step, or say why not"
-    learn, x = self.learn, self.learn.dl.dataset.x
+    learn, x, method = self.learn, self.learn.dl.dataset.x, few_shot_callback(self.learn)
     learn.pred = learn.loss = learn.loss_grad = None # as long as their graph lives, gradients are added up on the stream where that was made
     first, places = torch.zeros((), dtype=torch.int64, device=x.device), torch.arange(learn.dl.bs, device=x.device)
     try: replay, out = self.record(partial(self._step, first, places), x.device)
     except Exception as e: # of any kind: step by step, it is either no error, or raised again
         self.why_not = f"a step could not be recorded ({str(e).splitlines()[0] if str(e) else type(e).__name__})"
         warnings.warn(f"CaptureCallback: {self.why_not}, so this training goes on step by step.")
-    else: self.now = SimpleNamespace(first=first, replay=replay, out=out, made_for=_conditions(learn))
+    else: self.now = SimpleNamespace(first=first, replay=replay, out=out, method=method, made_for=_conditions(learn))
     finally:
-        few_shot_callback(learn)._give_back()
+        method._give_back()
         for p in learn.model.parameters(): p.grad = None
 
 # %% ../../nbs/34_meta.capture.ipynb #d147163d
 @patch
 def _replay(self:CaptureCallback, i, first):
     "One batch: the tasks from number `first` on"
-    learn, method, out = self.learn, few_shot_callback(self.learn), self.now.out
+    learn, method, out = self.learn, self.now.method, self.now.out
     learn.iter, learn.xb, learn.yb, method.run = i, out.xb, out.yb, False
     try: learn._with_events(partial(self._gradients, first), 'batch', CancelBatchException)
     finally: method.run = True
