@@ -242,6 +242,7 @@ def cactus_train(
     bs:int=None,              # Tasks in a meta-batch
     epochs:int=None,          # Epochs of meta-training
     n_tasks:int=None,         # Tasks in an epoch
+    n_valid:int=None,         # Tasks to validate on after each epoch
     lr:float=None,            # Learning rate: the constant one, or the highest of one-cycle
     schedule:str=None,        # one-cycle, or constant as in the paper; one-cycle if not given
     inner_lr:float=None,      # MAML: step size of the inner loop, on n_way times the mean cross-entropy
@@ -482,7 +483,7 @@ def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info, split
     "What each round was trained on, and what came of it"
     if not (Path(run)/'rounds'/'rounds.json').exists(): raise ValueError(f"{run} was not trained in rounds: leave --rounds out.")
     rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed)
-    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
+    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), transform=info['transform'], minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
     print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
 
 # %% ../nbs/60_cli.ipynb #c062

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, torch
 from cactus_nb.runs import load_tensors
 
-FEW = '--encoder pca --n_clusters 100 --n_partitions 2 --n_way 5 --epochs 6 --n_tasks 40 --n_test 20'.split()
+FEW = '--encoder pca --n_clusters 100 --n_partitions 2 --n_way 5 --epochs 5 --n_tasks 30 --n_valid 10 --n_test 20'.split()
 ARGS = dict(protonets=FEW, maml=[*FEW, *'--method maml --inner_steps 2 --test_steps 3'.split()])
 
 
@@ -115,7 +115,7 @@ def test_own_embedding(tmp_path):
 
 def test_preset_best(tmp_path):
     "Rounds by the command: trained, resumed, scored round by round; one's own way goes for all rounds, and no label is needed."
-    few = '--preset best --n_way 5 --n_tasks 5 --split 30,20,20 --n_test 20'.split()
+    few = '--preset best --n_way 5 --n_tasks 5 --n_valid 10 --split 30,20,20 --n_test 20'.split()
     code, out, err = finish('cactus_train', '--out', tmp_path/'run', *few)
     assert code == 0, err
     cfg, res = (json.loads((tmp_path/'run'/f'{o}.json').read_text()) for o in ('config', 'result'))
@@ -129,5 +129,5 @@ def test_preset_best(tmp_path):
     from PIL import Image
     (tmp_path/'photos').mkdir()
     for i in range(120): Image.fromarray(torch.randint(0, 256, (28, 28), generator=rng, dtype=torch.uint8).numpy()).save(tmp_path/'photos'/f'{i}.png')
-    code, out, err = finish('cactus_train', '--data', tmp_path/'photos', '--size', 28, '--channels', 1, '--out', tmp_path/'own', *few[:6], '--n_rounds', 1, '--n_test', 20)
+    code, out, err = finish('cactus_train', '--data', tmp_path/'photos', '--size', 28, '--channels', 1, '--out', tmp_path/'own', *few[:8], '--n_rounds', 1, '--n_test', 20)
     assert code == 0 and 'pseudo' in out, err

@@ -53,7 +53,7 @@ def _stability(z, copies, clusters):
 middle = dict(n_clusters=1500, n_way=60, n_partitions=3, transform='affine', instances=0., core=1., turns=1) # of the field of settings
 
 others = dict(n_clusters=(200, 500, 1000, 2000, 3000, 5000), n_way=(20, 120), n_partitions=(1, 10), instances=(0.5,), core=(0.8, 0.6), turns=(2, 4),
-              transform=('none', 'affine(degrees=5.0, scale=(0.9, 1.1), shear=0.07, shift=0.03)', 'affine(degrees=30.0, scale=(0.6, 1.6), shear=0.4, shift=0.2)'))
+              transform=('none', 'affine,elastic', 'affine(degrees=5.0, scale=(0.9, 1.1), shear=0.07, shift=0.03)', 'affine(degrees=30.0, scale=(0.6, 1.6), shear=0.4, shift=0.2)'))
 
 def settings_around(
     middle:dict=middle, # Of the field
