@@ -1,26 +1,31 @@
-"The commands as processes: interrupted, killed, resumed, and told to do what cannot be done."
-import json, os, signal, subprocess, sys, time
+"The commands: as processes interrupted, killed and resumed; told to do what cannot be done."
+import contextlib, io, json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
+from cactus_nb import cli
 from cactus_nb.runs import load_tensors
 
 FEW = '--encoder pca --n_clusters 100 --n_partitions 2 --n_way 5 --epochs 5 --n_tasks 30 --n_valid 10 --n_test 20'.split()
 ARGS = dict(protonets=FEW, maml=[*FEW, *'--method maml --inner_steps 2 --test_steps 3'.split()])
 
 
-def start(command, *args, **kwargs):
+def start(command, *args):
     "A command in a process of its own, on one thread so that weights can be compared to the bit"
     ctrl_c = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)' # a test in the background of a shell inherits that it is ignored
     code = f'{ctrl_c}; import torch; torch.set_num_threads(1); from cactus_nb.cli import {command}; {command}()'
-    env = os.environ | {'OMP_NUM_THREADS': '1'} | kwargs.pop('env', {})
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kwargs)
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
 
 
-def finish(*args, **kwargs):
-    "Exit code, output and the error's line"
-    p = start(*args, **kwargs)
-    out, err = p.communicate(timeout=300)
-    return p.returncode, out, err.strip()
+def finish(command, *args):
+    "Exit code, output and the error's line of a command that nobody stops: in this process, which has imported everything"
+    out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): getattr(cli, command)([str(a) for a in args])
+        code = 0
+    except SystemExit as e: code = e.code
+    finally: torch.set_num_threads(threads)
+    return code, out.getvalue(), err.getvalue().strip()
 
 
 @pytest.fixture(scope='module', params=ARGS)
