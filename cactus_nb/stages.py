@@ -65,7 +65,7 @@ _bent = 'affine,elastic(strength=0.16)' # for characters drawn by hand
 _instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, cluster_size=15) # what `best` means for every data set
 best = dict(
     glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 1, 1, turns=4))),
-    omniglot=dict(protonets=dict(precision='auto', transform=_bent, n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8, turns=4)),
+    omniglot=dict(protonets=dict(precision='auto', transform=_bent, n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8, turns=4, transform='affine,elastic')),
                   maml     =dict(n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(4, 4, 4, n_query=5, turns=4))),
     **{k: dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8))) for k in ('mini-imagenet', 'folder')})
 
@@ -103,6 +103,7 @@ def _best(data, method, kwargs):
     n = given.pop('n_rounds', len(best[data][method]['rounds']) - 1)
     check_counts(n_rounds=n); Round(1, **given) # an error here, not in the second round
     first, *others = best[data][method]['rounds']
+    if {'transform', 'query_transform'} & {*kwargs}: others = [{k: v for k,v in o.items() if k != 'transform'} for o in others] # one's own goes for all rounds
     return _instances | best[data][method] | dict(rounds=[first, *(o | given for o in (others if n == len(others) else others[:1]*n))])
 
 # %% ../nbs/52_stages.ipynb #784e9aef

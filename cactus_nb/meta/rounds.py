@@ -19,12 +19,13 @@ from fastcore.foundation import L
 from torch import nn
 from ..backbones import build_backbone
 from ..data.core import check_counts
+from ..data.transforms import as_transform, check_transform
 from ..encoders.core import check_collapse
 from .learner import few_shot_callback
 from .protonet import embed_images
 from ..runs import ResumeCallback, load_tensors, read_json, save_tensors, seeded, write_json
 from ..tasks.partition import Partitions, cluster_cores, kmeans_partitions
-from ..tasks.sample import TaskSampler
+from ..tasks.sample import TaskSampler, _by_part
 from ..tasks.sources import InstanceSampler, MixedSampler
 
 # %% ../../nbs/33_meta.rounds.ipynb #f9cb7ad2
@@ -42,10 +43,13 @@ class Round:
     instances:float=0.  # Share of the tasks in which every image is its own class
     fresh:bool=False    # Begin with new weights instead of those of the round before?
     turns:int=1         # Images are clustered as they are (1), also upside down (2), or in all four quarter turns (4)
+    transform:str|None=None # Of the images of its tasks, by name as in `as_transform`; None leaves the loader's
 
     def __post_init__(self):
         check_counts(epochs=self.epochs); check_counts(least=2, n_clusters=self.n_clusters, n_partitions=self.n_partitions)
         if self.turns not in (1, 2, 4): raise ValueError(f"turns={self.turns}: give 1, 2 or 4.")
+        named = as_transform(self.transform) # an unknown name is an error here
+        if self.instances and self.transform and not named: raise ValueError(f"transform={self.transform!r} with instances={self.instances}: a task of single images needs a transform, such as 'affine'.")
         if not 0 < self.core <= 1: raise ValueError(f"core={self.core}: give a share of the images above 0, at most 1.")
         if min(self.earlier, self.instances) < 0 or self.earlier + self.instances > 1:
             raise ValueError(f"earlier={self.earlier} and instances={self.instances} are shares of a round's tasks: give 0 or more, together at most 1; the rest comes from the new partitions.")
@@ -115,13 +119,14 @@ def before_fit(self:ReclusterCallback):
     "Do the rounds suit the fit? Take up the log of one that is resumed"
     if hasattr(self, 'lr_finder'): self.run = False; return # until `after_fit`
     if self.n_epoch != self.starts[-1]: raise ValueError(f"The rounds have {self.starts[-1]} epochs, this fit {self.n_epoch}. Use fit_rounds, or fit({self.starts[-1]}).")
-    x = self.dls.train.dataset.x; n = len(x)
+    ds = self.dls.train.dataset; x = ds.x; n = len(x)
     for o in self.rounds[1:]:
+        if t := as_transform(o.transform): check_transform(t, x[:8].float()/255)
         _check_turns(o.turns, x)
         if o.n_clusters > n: raise ValueError(f"n_clusters={o.n_clusters} over {n:,} images in a round: give at most {n:,}, better a tenth of that.")
     self.partitions = self.good = None
     resumed, file = getattr(getattr(self.learn, 'resume', None), 'start', 0), self.folder and self.folder/'rounds.json'
-    self.log, self.at, self.own = read_json(file) if resumed and file and file.exists() else [], None, self.dls.train.dataset.sampler
+    self.log, self.at, self.own = read_json(file) if resumed and file and file.exists() else [], None, (ds.sampler, ds.transform)
     self.log = [o for o in self.log if self.starts[o['round']+1] <= resumed]
 
 @patch
@@ -134,21 +139,22 @@ def before_epoch(self:ReclusterCallback):
 def after_fit(self:ReclusterCallback):
     "Look at the last round, if it was reached, and give the loader its own tasks back"
     if self.at is not None: self._look(self.at)
-    self.dls.train.dataset.sampler = self.own
+    self.dls.train.dataset.sampler, self.dls.train.dataset.transform = self.own
 
 # %% ../../nbs/33_meta.rounds.ipynb #13f828d5
 def _file(self, name): return self.folder/name if self.folder else None
 
 @patch
 def _enter(self:ReclusterCallback, now):
-    rnd, self.at, path = self.rounds[now], now, _file(self, f'partitions-{now}.npz')
+    rnd, self.at, path, ds = self.rounds[now], now, _file(self, f'partitions-{now}.npz'), self.dls.train.dataset
     if now == 0: return
     begins = self.epoch == self.starts[now]
     parts = self._look(now-1, rnd) if begins or not (path and path.exists()) else Partitions.load(path)
     if parts is None: raise CancelFitException
     if begins and path: parts.save(path)
     if begins and rnd.fresh: self._renew()
-    self.dls.train.dataset.sampler = self._source(rnd, parts, now).to(self.dls.train.dataset.x.device)
+    ds.sampler = self._source(rnd, parts, now).to(ds.x.device)
+    ds.transform = self.own[1] if rnd.transform is None else _by_part(rnd.transform)
     self.partitions = parts
 
 @patch
@@ -157,7 +163,9 @@ def _renew(self:ReclusterCallback):
     self.learn.model.load_state_dict(new.state_dict()); self.learn.create_opt()
 
 @patch
-def _form(self:ReclusterCallback, rnd): return (rnd.n_way, rnd.k_shot, rnd.n_query) if rnd.n_way else (self.own.n_way, self.own.k_shot, self.own.n_query)
+def _form(self:ReclusterCallback, rnd):
+    own = self.own[0]
+    return (rnd.n_way, rnd.k_shot, rnd.n_query) if rnd.n_way else (own.n_way, own.k_shot, own.n_query)
 
 @patch
 def _source(self:ReclusterCallback, rnd, parts, now):
@@ -226,7 +234,7 @@ def fit_rounds(
 ) -> ReclusterCallback: # Whose `log` tells of the rounds
     "Fit a stock learner in rounds"
     cb = ReclusterCallback(rounds, seed, folder)
-    own = learn.dls.train.dataset.sampler
+    ds = learn.dls.train.dataset; own = ds.sampler, ds.transform
     try: learn.fit(sum(r.epochs for r in rounds), lr, cbs=[cb, round_schedule(rounds, lr), *L(cbs)])
-    finally: learn.dls.train.dataset.sampler = own # after an interrupt too
+    finally: ds.sampler, ds.transform = own # after an interrupt too
     return cb
