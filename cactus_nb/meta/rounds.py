@@ -19,7 +19,7 @@ from fastcore.foundation import L
 from torch import nn
 from ..backbones import build_backbone
 from ..data.core import check_counts
-from ..data.transforms import as_transform, check_transform
+from ..data.transforms import as_transform
 from ..encoders.core import check_collapse
 from .learner import few_shot_callback
 from .protonet import embed_images
@@ -48,8 +48,8 @@ class Round:
     def __post_init__(self):
         check_counts(epochs=self.epochs); check_counts(least=2, n_clusters=self.n_clusters, n_partitions=self.n_partitions)
         if self.turns not in (1, 2, 4): raise ValueError(f"turns={self.turns}: give 1, 2 or 4.")
-        named = as_transform(self.transform) # an unknown name is an error here
-        if self.instances and self.transform and not named: raise ValueError(f"transform={self.transform!r} with instances={self.instances}: a task of single images needs a transform, such as 'affine'.")
+        if not isinstance(self.transform, str|None): raise ValueError(f"transform={self.transform!r}: give a name, such as 'affine,elastic'. One of your own goes to task_dls, for all rounds.")
+        if not as_transform(self.transform or 'affine') and self.instances: raise ValueError(f"transform={self.transform!r} with instances={self.instances}: a task of single images needs a transform, such as 'affine'.")
         if not 0 < self.core <= 1: raise ValueError(f"core={self.core}: give a share of the images above 0, at most 1.")
         if min(self.earlier, self.instances) < 0 or self.earlier + self.instances > 1:
             raise ValueError(f"earlier={self.earlier} and instances={self.instances} are shares of a round's tasks: give 0 or more, together at most 1; the rest comes from the new partitions.")
@@ -121,7 +121,6 @@ def before_fit(self:ReclusterCallback):
     if self.n_epoch != self.starts[-1]: raise ValueError(f"The rounds have {self.starts[-1]} epochs, this fit {self.n_epoch}. Use fit_rounds, or fit({self.starts[-1]}).")
     ds = self.dls.train.dataset; x = ds.x; n = len(x)
     for o in self.rounds[1:]:
-        if t := as_transform(o.transform): check_transform(t, x[:8].float()/255)
         _check_turns(o.turns, x)
         if o.n_clusters > n: raise ValueError(f"n_clusters={o.n_clusters} over {n:,} images in a round: give at most {n:,}, better a tenth of that.")
     self.partitions = self.good = None
