@@ -340,7 +340,7 @@ refuse('Rounds', 'a core of more than all images',          lambda tmp: Round(1,
 refuse('Rounds', 'three turns',                             lambda tmp: Round(1, turns=3))
 refuse('Rounds', 'an unknown transform',                    lambda tmp: Round(1, transform='bend'))
 refuse('Rounds', 'single images as they are',               lambda tmp: Round(1, transform='none', instances=0.5))
-refuse('Rounds', 'a transform without a name',              lambda tmp: Round(1, transform=torch.flip))
+refuse('Rounds', 'a transform without a name',              lambda tmp: Round(1, transform=['affine']))
 refuse('Rounds', 'quarter turns of images that are not square', lambda tmp: in_rounds(Round(1), Round(1, 10, turns=4), of=ImageSet(X[...,:20], images.y)))
 refuse('Rounds', 'shares of tasks over 1',                  lambda tmp: Round(1, earlier=0.7, instances=0.7))
 refuse('Rounds', 'a fit of another length',                 lambda tmp: in_rounds(Round(2), cbs=ReclusterCallback([Round(3)])))
