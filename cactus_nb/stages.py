@@ -61,11 +61,10 @@ common = dict(encoder='autoencoder', partition='kmeans', margin=0., n_way=20, k_
 # %% ../nbs/52_stages.ipynb #1073f382
 def _rounds(first, *others, **kwargs): return [dict(epochs=first), *(dict(epochs=n, n_clusters=None) | kwargs for n in others)] # see `fit_to`
 
-_bent = 'affine,elastic(strength=0.16)' # for characters drawn by hand
 _instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, cluster_size=15) # what `best` means for every data set
 best = dict(
     glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 1, 1, turns=4))),
-    omniglot=dict(protonets=dict(precision='auto', transform=_bent, n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8, turns=4, transform='affine,elastic')),
+    omniglot=dict(protonets=dict(precision='auto', transform='affine,elastic(strength=0.16)', n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8, turns=4, transform='affine,elastic')),
                   maml     =dict(n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(4, 4, 4, n_query=5, turns=4))),
     **{k: dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8))) for k in ('mini-imagenet', 'folder')})
 
