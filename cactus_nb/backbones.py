@@ -11,6 +11,7 @@ from functools import partial
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+from torch.func import functional_call
 from .data.core import check_counts
 from .runs import seeded
 
@@ -52,13 +53,15 @@ def by_task(
     net:nn.Module,  # Any network
     x:torch.Tensor, # Images of the tasks, one task after another, `[n_tasks·n, c, h, w]`
     n_tasks:int,    # Number of tasks, of equally many images
+    params:dict|None=None, # Parameters by name, to be used instead of the network's
 ) -> torch.Tensor:  # `[n_tasks·n, ...]`
     "Run a network on the images of several tasks, each normalised by its own task where batch norm takes statistics from the batch"
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if n_tasks == 1 or not norms: return net(x)
-    if any(type(m) is not BatchNorm for m in norms): return torch.cat([net(o) for o in x.chunk(n_tasks)])
+    run = net if params is None else lambda x: functional_call(net, params, (x,))
+    if n_tasks == 1 or not norms: return run(x)
+    if any(type(m) is not BatchNorm for m in norms): return torch.cat([run(o) for o in x.chunk(n_tasks)])
     for m in norms: m.n_tasks = n_tasks
-    try: return net(x)
+    try: return run(x)
     finally:
         for m in norms: del m.n_tasks
 
