@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['write_json', 'read_json', 'save_tensors', 'load_tensors', 'seeded', 'tf32', 'git_commit', 'check_device',
-           'environment', 'is_run', 'Run', 'ResumeCallback', 'HistoryCallback', 'trim_memory', 'TrimCallback',
-           'keep_memory']
+           'environment', 'is_run', 'Run', 'KeepSeconds', 'ResumeCallback', 'HistoryCallback', 'trim_memory',
+           'TrimCallback', 'keep_memory']
 
 # %% ../nbs/05_runs.ipynb #c002
 import ctypes, json, platform, subprocess, time
@@ -151,7 +151,7 @@ class Run:
         since:float|None=None, # `time.perf_counter()` when this sitting began; now if None
         cbs=(),        # Further fastai callbacks for the trainings of the run
     ):
-        self.device, self.cbs = device, list(cbs)
+        self.device, self.now, self.cbs = device, None, [KeepSeconds(self), *cbs]
         self.path, self.config, self.since, self.staged = Path(path), json.loads(json.dumps(config, default=_plain)), since or time.perf_counter(), 0
         self.stages = read_json(self.path/'stages.json') if (self.path/'stages.json').exists() else {}
         if self.path.is_dir() and any(self.path.iterdir()) and not is_run(self.path):
@@ -198,15 +198,29 @@ def stage(self:Run,
     name:str, # Name of the stage, noted as done when the block succeeds
 ):
     "Time a stage and note that it is finished; an interrupted stage keeps its seconds under `name (stopped)`"
-    start, key = time.perf_counter(), name + _stopped
-    try:
-        yield
-        key = name
-    finally:
-        seconds = time.perf_counter() - start
-        self.staged += seconds
-        self.stages[key] = round(seconds + (self.stages.get(key, 0) if key != name else 0), 3)
-        write_json(self.path/'stages.json', self.stages)
+    self.now = name, time.perf_counter(), self.staged, self.stages.get(name + _stopped, 0)
+    done = False
+    try: yield; done = True
+    finally: self.keep_seconds(done); self.now = None
+
+@patch
+def keep_seconds(self:Run,
+    done:bool=False, # Is the stage finished?
+):
+    "Write down how long the stage has taken so far, in case the process is killed"
+    if not self.now: return
+    name, start, staged, before = self.now
+    seconds = time.perf_counter() - start
+    self.staged, stopped = staged + seconds, before + (0 if done else seconds)
+    self.stages |= {k: round(v, 3) for k,v in ((name + _stopped, stopped), (name, seconds if done else 0)) if v}
+    write_json(self.path/'stages.json', self.stages)
+
+class KeepSeconds(Callback):
+    "Call `Run.keep_seconds` after every epoch"
+    order, run_valid = ProgressCallback.order+2, False # when the checkpoint is written
+    def __init__(self, of): self.of = of
+    def after_epoch(self): self.of.keep_seconds()
+
 
 # %% ../nbs/05_runs.ipynb #c038
 def _opt_tensors(opt):
