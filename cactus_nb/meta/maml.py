@@ -160,12 +160,16 @@ def at_head(
     adapt:str='head',# What the inner loop changes
 ) -> tuple:          # The head, its parameters, features `[B, n, d]` for each of `images`; or the arguments as they are
     "Where the inner loop changes the head alone, run the body once; the scores and gradients are the same"
-    random = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules())
-    if adapt != 'head' or type(model) is not nn.Sequential or not isinstance(model[-1], nn.Linear) or random or any(True for _ in model.buffers()): return model, params, *images
+    if adapt != 'head' or not _ends_in_head(model): return model, params, *images
     body, head, name = model[:-1], model[-1], f'{len(model)-1}.'
     own = {k: p for k,p in params.items() if not k.startswith(name)}
     features = [by_task(body, x.flatten(0, 1), len(x), own).view(*x.shape[:2], -1) for x in images]
     return head, {k.removeprefix(name): p for k,p in params.items() if k.startswith(name)}, *features
+
+def _ends_in_head(model):
+    "Is the last layer the head, and does what comes before it give the same each time?"
+    moves = any(True for _ in model.buffers()) or any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules())
+    return type(model) is nn.Sequential and isinstance(model[-1], nn.Linear) and not moves
 
 
 # %% ../../nbs/31_meta.maml.ipynb #c039
