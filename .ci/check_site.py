@@ -2,17 +2,18 @@
 
     python .ci/check_site.py              # print what is wrong, a line each; exit 1 where something is
     python .ci/check_site.py --out DIR    # and leave the pages in DIR, to be opened in a browser
-    python .ci/check_site.py --mend       # first make outputs what a terminal would show of them: no progress bars
+    python .ci/check_site.py --mend       # first make outputs what a terminal would show of them: no progress bars; pictures in 256 colours
 
 What is checked is as Quarto has it: text, outputs, figures, headings, links. How it looks is not.
 """
-import argparse, base64, json, os, re, shutil, sys, tempfile, warnings
+import argparse, base64, io, json, os, re, shutil, sys, tempfile, warnings
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 
 import yaml
+from PIL import Image
 from make_readme import check as readme_fault, external, fence, pandoc, root, text
 
 max_mb, max_px = 2, 720  # of a page with its figures; of anything that sets a width of its own
@@ -210,7 +211,7 @@ def project_faults(out):
     if o := readme_fault(): yield o
 
 
-# Progress bars
+# Progress bars and heavy pictures
 
 def settled(line):
     "What a terminal shows in the end of a line in which every carriage return starts over, bars left out; None if that is nothing"
@@ -220,20 +221,28 @@ def settled(line):
         if not re.search(r'█|\|-+\|', o): shown = o + shown[len(o):]
     return shown.rstrip() or None
 
+def lighter(data):
+    "A picture, base64 of a PNG, in 256 colours, if it has more and is then smaller by a tenth"
+    if (image := Image.open(io.BytesIO(base64.b64decode(data)))).mode == 'P': return data
+    image.convert('RGB').quantize(256, dither=Image.Dither.NONE).save(file := io.BytesIO(), 'png', optimize=True)
+    return small if len(small := base64.b64encode(file.getvalue()).decode()) < 0.9*len(data) else data
+
 def mend(path):
-    "Leave of every output what a terminal shows of it"
+    "Leave of every output what a terminal shows of it, and of its pictures 256 colours"
     nb = json.loads(before := read(path))
     for c in nb['cells']:
         barred = [o for o in c.get('outputs', []) if bar.search(text(o.get('text')))]
         for o in barred: o['text'] = '\n'.join(x for x in map(settled, text(o['text']).split('\n')) if x is not None).splitlines(True)
         if barred: c['outputs'] = [o for o in c['outputs'] if o not in barred or text(o['text']).strip()]
+        for o in c.get('outputs', []):
+            if 'image/png' in o.get('data', {}): o['data']['image/png'] = lighter(text(o['data']['image/png']))
     after = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
     if after != before: path.write_text(after, encoding='utf-8', newline='\n')
 
 def main():
     p = argparse.ArgumentParser(description='Is the site in order?')
     p.add_argument('--out', type=Path, help='folder for the pages; else they are thrown away')
-    p.add_argument('--mend', action='store_true', help='first leave of the outputs in nbs/ what a terminal shows of them')
+    p.add_argument('--mend', action='store_true', help='first leave of the outputs in nbs/ what a terminal shows of them, and of pictures 256 colours')
     args = p.parse_args()
     if args.mend: [mend(o) for o in notebooks(root/'nbs')]
     with tempfile.TemporaryDirectory() as tmp:

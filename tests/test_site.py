@@ -1,9 +1,10 @@
 "The site can be built, and its pages are in order; each check of .ci/check_site.py fails on a page that has the fault."
-import base64, json, subprocess, sys
+import base64, io, json, subprocess, sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
+import numpy as np, pytest
+from PIL import Image
 
 root = Path(__file__).resolve().parent.parent
 if any(find_spec(o) is None for o in ('nbdev', 'pypandoc')): pytest.skip('nbdev and pypandoc_binary are not installed', allow_module_level=True)
@@ -98,3 +99,17 @@ def test_mend(tmp_path):
     path.write_text(json.dumps(dict(cells=[code('fit()', said(bars), said('|█---| 5%\r'), said('plain  \n'))])))
     check_site.mend(path)
     assert [o['text'] for o in check_site.cells(path)[0]['outputs']] == [['epoch  loss\n', '0      1.5\n', 'done\n'], 'plain  \n']
+
+def test_mend_pictures(tmp_path):
+    "A picture of many colours becomes smaller and looks the same; one of few is left alone, and mending twice changes nothing."
+    def png(a): Image.fromarray(a).save(file := io.BytesIO(), 'png'); return base64.b64encode(file.getvalue()).decode()
+    many = np.random.default_rng(0).integers(0, 8, (128, 128, 3)).astype(np.uint8)*36 # 512 colours
+    few  = np.zeros((64, 64, 3), np.uint8)
+    small = check_site.lighter(png(many))
+    assert len(small) < len(png(many)) and check_site.lighter(png(few)) == png(few)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(small))).convert('RGB')).astype(int)
+    assert np.abs(shown - many).max() <= 40
+    path = tmp_path/'a.ipynb'
+    path.write_text(json.dumps(dict(cells=[code('show()', dict(output_type='display_data', data={'image/png': png(many)}))])))
+    check_site.mend(path); once = path.read_text(); check_site.mend(path)
+    assert check_site.cells(path)[0]['outputs'][0]['data']['image/png'] == small and path.read_text() == once
