@@ -116,7 +116,8 @@ def _to_score(learn, every=10): return learn.maml.inner_loop(every=every) if has
 def _how(path):
     "What a row tells about the training of a run"
     info = run_info(path)
-    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions')) | {k: info[k] for k in ('rounds', 'precision') if info.get(k) not in (None, 'float32')}
+    more = {k: info.get(k) for k in ('rounds', 'precision')} | dict(adapt=info.get('maml', {}).get('adapt'))
+    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions')) | {k: v for k,v in more.items() if v not in (None, 'float32', 'weights')}
 
 # %% ../nbs/60_cli.ipynb #c036
 def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
@@ -483,7 +484,7 @@ def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info, split
     "What each round was trained on, and what came of it"
     if not (Path(run)/'rounds'/'rounds.json').exists(): raise ValueError(f"{run} was not trained in rounds: leave --rounds out.")
     rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed)
-    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), transform=info['transform'], minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
+    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], method=info['method'], adapt=info.get('maml', {}).get('adapt'), split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), transform=info['transform'], minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
     print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
 
 # %% ../nbs/60_cli.ipynb #c062
