@@ -211,8 +211,8 @@ def keep_seconds(self:Run,
     if not self.now: return
     name, start, staged, before = self.now
     seconds = time.perf_counter() - start
-    self.staged, stopped = staged + seconds, before + (0 if done else seconds)
-    self.stages |= {k: round(v, 3) for k,v in ((name + _stopped, stopped), (name, seconds if done else 0)) if v}
+    self.staged, new = staged + seconds, {name: seconds, name + _stopped: before} if done else {name + _stopped: before + seconds}
+    self.stages = {k: v for k,v in self.stages.items() if k not in new} | {k: round(v, 3) for k,v in new.items() if v}
     write_json(self.path/'stages.json', self.stages)
 
 class KeepSeconds(Callback):
