@@ -65,7 +65,7 @@ _instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=Tru
 best = dict(
     glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 1, 1, turns=4))),
     omniglot=dict(protonets=dict(precision='auto', transform='affine,elastic(strength=0.16)', n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8, turns=4, transform='affine,elastic')),
-                  maml     =dict(adapt='head', transform='affine,elastic(strength=0.16)', n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(8, 6, 6, 6, 6, n_query=5, core=0.8, turns=4, transform='affine,elastic'))),
+                  maml     =dict(adapt='head', n_filters=64, transform='affine,elastic(strength=0.16)', n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(6, 4, 4, 4, 4, n_query=5, core=0.8, turns=4, transform='affine,elastic'))),
     **{k: dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8))) for k in ('mini-imagenet', 'folder')})
 
 # %% ../nbs/52_stages.ipynb #d9d9c259
