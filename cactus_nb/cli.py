@@ -240,6 +240,7 @@ def cactus_train(
     n_query:int=None,         # Query images a class
     transform:str=None,       # Of the images of training tasks, such as affine, or affine,blur; none if not given
     query_transform:str=None, # Another one for the queries
+    n_filters:int=None,       # Filters in every layer of the network; 64, with MAML 32 (best: 64) if not given
     bs:int=None,              # Tasks in a meta-batch
     epochs:int=None,          # Epochs of meta-training
     n_tasks:int=None,         # Tasks in an epoch

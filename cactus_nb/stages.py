@@ -120,7 +120,7 @@ def _check_root(cfg):
     if cfg['data'] == 'glyphs' and cfg.get('root'): raise ValueError("glyphs are drawn, not read: leave --root out, or choose another --data.")
 
 def _checked(cfg):
-    for k in ('epochs', 'encoder_epochs', 'n_tasks', 'n_valid', 'bs', 'n_way', 'k_shot', 'n_query', 'n_clusters', 'n_partitions', 'size', 'channels'):
+    for k in ('epochs', 'encoder_epochs', 'n_tasks', 'n_valid', 'n_filters', 'bs', 'n_way', 'k_shot', 'n_query', 'n_clusters', 'n_partitions', 'size', 'channels'):
         if cfg.get(k) is not None and cfg[k] < 1: raise ValueError(f"{k}={cfg[k]}: give at least 1.")
     for k in ('lr', 'inner_lr'):
         if not 0 < cfg.get(k, 1) < np.inf: raise ValueError(f"{k}={cfg[k]}: give a rate above 0.")
