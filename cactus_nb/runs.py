@@ -218,7 +218,10 @@ def keep_seconds(self:Run,
 class KeepSeconds(Callback):
     "Call `Run.keep_seconds` after every epoch"
     order, run_valid = ProgressCallback.order+2, False # when the checkpoint is written
-    def __init__(self, of): self.of = of
+    def __init__(self,
+        of:Run, # The run whose stage it is
+    ): self.of = of
+
     def after_epoch(self): self.of.keep_seconds()
 
 
