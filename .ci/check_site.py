@@ -2,7 +2,8 @@
 
     python .ci/check_site.py              # print what is wrong, a line each; exit 1 where something is
     python .ci/check_site.py --out DIR    # and leave the pages in DIR, to be opened in a browser
-    python .ci/check_site.py --mend       # first make outputs what a terminal would show of them: no progress bars; pictures in 256 colours
+    python .ci/check_site.py --mend       # first make outputs what a terminal would show of them: no progress bars; pictures in 256 colours,
+                                          # no warnings with the paths of one machine
 
 What is checked is as Quarto has it: text, outputs, figures, headings, links. How it looks is not.
 """
@@ -155,6 +156,7 @@ def output_faults(proc, nb):
         said = text([text(o.get('data', {}).get('text/markdown')) for o in c.get('outputs', [])])
         if 'Call self as a function' in said: yield f"no docstring: {re.findall('^### (.*)', said, flags=re.M)}"
         if any(bar.search(text(o.get('text'))) for o in c.get('outputs', [])): yield f"a progress bar in an output: {text(c['source'])[:60]!r} (#| output: false, or run this with --mend)"
+        if any(map(local, c.get('outputs', []))): yield f"a warning with the paths of one machine: {text(c['source'])[:60]!r} (run this with --mend)"
 
 def option_faults(proc, nb):
     "Options that are no YAML, as where an alt text holds a colon and no quotes: Quarto stops there"
@@ -221,6 +223,8 @@ def settled(line):
         if not re.search(r'█|\|-+\|', o): shown = o + shown[len(o):]
     return shown.rstrip() or None
 
+def local(o): return o.get('name') == 'stderr' and 'site-packages' in text(o.get('text'))  # a warning with the paths of one machine
+
 def lighter(data):
     "A picture, base64 of a PNG, in 256 colours, if it has more and is then smaller by a tenth"
     if (image := Image.open(io.BytesIO(base64.b64decode(data)))).mode == 'P': return data
@@ -228,12 +232,13 @@ def lighter(data):
     return small if len(small := base64.b64encode(file.getvalue()).decode()) < 0.9*len(data) else data
 
 def mend(path):
-    "Leave of every output what a terminal shows of it, and of its pictures 256 colours"
+    "Leave of every output what a terminal shows of it, and of its pictures 256 colours; drop warnings of one machine"
     nb = json.loads(before := read(path))
     for c in nb['cells']:
         barred = [o for o in c.get('outputs', []) if bar.search(text(o.get('text')))]
         for o in barred: o['text'] = '\n'.join(x for x in map(settled, text(o['text']).split('\n')) if x is not None).splitlines(True)
         if barred: c['outputs'] = [o for o in c['outputs'] if o not in barred or text(o['text']).strip()]
+        if 'outputs' in c: c['outputs'] = [o for o in c['outputs'] if not local(o)]
         for o in c.get('outputs', []):
             if 'image/png' in o.get('data', {}): o['data']['image/png'] = lighter(text(o['data']['image/png']))
     after = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n'

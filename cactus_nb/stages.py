@@ -62,10 +62,11 @@ common = dict(encoder='autoencoder', partition='kmeans', margin=0., n_way=20, k_
 def _rounds(first, *others, **kwargs): return [dict(epochs=first), *(dict(epochs=n, n_clusters=None) | kwargs for n in others)] # see `fit_to`
 
 _instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, cluster_size=15) # what `best` means for every data set
+_bends = 'affine,elastic(strength=0.16)', 'affine,elastic' # in round 0, and after it
 best = dict(
     glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 1, 1, turns=4))),
-    omniglot=dict(protonets=dict(precision='auto', transform='affine,elastic(strength=0.16)', n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8, turns=4, transform='affine,elastic')),
-                  maml     =dict(adapt='head', n_filters=64, transform='affine,elastic(strength=0.16)', n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(6, 4, 4, 4, 4, n_query=5, core=0.8, turns=4, transform='affine,elastic'))),
+    omniglot=dict(protonets=dict(precision='auto', transform=_bends[0], n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8, turns=4, transform=_bends[1])),
+                  maml     =dict(adapt='head', n_filters=64, transform=_bends[0], n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(6, 4, 4, 4, 4, n_query=5, core=0.8, turns=4, transform=_bends[1]))),
     **{k: dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8))) for k in ('mini-imagenet', 'folder')})
 
 # %% ../nbs/52_stages.ipynb #d9d9c259

@@ -67,6 +67,7 @@ def test_nothing_wrong(tmp_path):
     ([md((10*'word' + ' ')*58_600)], '2.4 MB with its figures; at most 2'),
     ([code('t', shown(text_html='<div style="color: red; width: 1200px">x</div>'))], 'a <div> is set to more than 720 pixels'),
     ([code('fit()', said('epoch\n█\r|--------| 3.00% [1/30]\r'))], "a progress bar in an output: 'fit()'"),
+    ([code('fit()', said('/home/me/site-packages/x.py: Warning\n') | dict(name='stderr'))], "a warning with the paths of one machine: 'fit()'"),
     ([drawn('#| fig-alt: left: a dot\n')], "the options of a cell are no YAML, mapping values are not allowed here"),
     ([symbol('*Call self as a function.*')], "no docstring: ['f']"),
 ])
@@ -93,10 +94,10 @@ def test_symbols():
     assert [*check_site.symbol_faults(pages, dict(m=syms))] == ['m.g has no place on the site: a.html#g is not there']
 
 def test_mend(tmp_path):
-    "A progress bar leaves the lines that a terminal would show; other outputs stay as they are."
+    "A progress bar leaves the lines that a terminal would show, a warning with paths goes; other outputs stay as they are."
     path = tmp_path/'a.ipynb'
     bars = '█\repoch  loss\n█\r|-----| 0.00% [0/3]\r|██---| 40% [1/3]\rEpoch 1/1 :      \r\r0      1.5  \n|█████| 100%\r\ndone\n'
-    path.write_text(json.dumps(dict(cells=[code('fit()', said(bars), said('|█---| 5%\r'), said('plain  \n'))])))
+    path.write_text(json.dumps(dict(cells=[code('fit()', said(bars), said('|█---| 5%\r'), said('plain  \n'), said('/home/me/site-packages/x.py: Warning\n') | dict(name='stderr'))])))
     check_site.mend(path)
     assert [o['text'] for o in check_site.cells(path)[0]['outputs']] == [['epoch  loss\n', '0      1.5\n', 'done\n'], 'plain  \n']
 
