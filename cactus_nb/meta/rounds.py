@@ -25,7 +25,7 @@ from .learner import few_shot_callback
 from .protonet import embed_images
 from ..runs import ResumeCallback, load_tensors, read_json, save_tensors, seeded, write_json
 from ..tasks.partition import Partitions, cluster_cores, kmeans_partitions
-from ..tasks.sample import TaskSampler, _by_part
+from ..tasks.sample import TaskSampler, by_part
 from ..tasks.sources import InstanceSampler, MixedSampler
 
 # %% ../../nbs/33_meta.rounds.ipynb #f9cb7ad2
@@ -153,7 +153,7 @@ def _enter(self:ReclusterCallback, now):
     if begins and path: parts.save(path)
     if begins and rnd.fresh: self._renew()
     ds.sampler = self._source(rnd, parts, now).to(ds.x.device)
-    ds.transform = self.own[1] if rnd.transform is None else _by_part(rnd.transform)
+    ds.transform = self.own[1] if rnd.transform is None else by_part(rnd.transform)
     self.partitions = parts
 
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['random_bits', 'draw_distinct', 'TaskSource', 'TaskSampler', 'label_sampler', 'TaskDataset', 'gather_task',
-           'TaskLoader', 'empty_dataset', 'hold_out', 'task_dls']
+           'TaskLoader', 'by_part', 'empty_dataset', 'hold_out', 'task_dls']
 
 # %% ../../nbs/21_tasks.sample.ipynb #c002
 import warnings
@@ -171,7 +171,7 @@ class TaskDataset:
         transform=None,      # What is done to their images, as for `task_dls`
     ):
         self.x, self.sampler, self.n_tasks, self.fixed, self.kind, self.passes = x, sampler, n_tasks, fixed, kind, 0
-        self.transform = _by_part(transform)
+        self.transform = by_part(transform)
         self.transform_name = '; '.join(t.name if k == 'all' else f'{k}: {t.name}' for k,t in self.transform.items()) or 'none'
 
     def __len__(self): return self.n_tasks
@@ -223,8 +223,10 @@ class TaskLoader(DataLoader):
     def to(self, device): self.device = torch.device(device); self.dataset.to(device) # pixels and sampler move along
 
 # %% ../../nbs/21_tasks.sample.ipynb #t002
-def _by_part(spec):
-    "What `task_dls` is given, as a transform for `all` images, or for `support` and `query`"
+def by_part(
+    spec, # Anything that `as_transform` takes, or `dict(support=…, query=…)` of it
+) -> dict: # `{'all': transform}`, or one for `support`, for `query` or for both; empty where there is none
+    "The transform of each part of a task; raises `ValueError` for another key"
     if not isinstance(spec, dict): spec = dict(all=spec)
     elif {*spec} - {'support', 'query'}: raise ValueError(f"transform has the keys {', '.join(map(repr, spec))}. Give one transform for all images, or a dictionary with support, query or both.")
     return {k: t for k,o in spec.items() if (t := as_transform(o))}
