@@ -484,8 +484,8 @@ def _embedding_alone(run, grid, score):
 def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info, split):
     "What each round was trained on, and what came of it"
     if not (Path(run)/'rounds'/'rounds.json').exists(): raise ValueError(f"{run} was not trained in rounds: leave --rounds out.")
-    rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed)
-    write_json(Path(run)/'rounds.json', read_json(Path(run)/'env.json') | dict(data=info['data'], method=info['method'], adapt=info.get('maml', {}).get('adapt'), split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), transform=info['transform'], minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
+    rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed, bn=info.get('bn'))
+    write_json(Path(run)/('rounds.json' if split == 'test' else f'rounds-{split}.json'), read_json(Path(run)/'env.json') | dict(data=info['data'], method=info['method'], adapt=info.get('maml', {}).get('adapt'), n_filters=info['backbone'].get('n_filters'), bn=info.get('bn'), split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), transform=info['transform'], minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
     print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
 
 # %% ../nbs/60_cli.ipynb #c062
@@ -504,7 +504,7 @@ def cactus_eval(
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA
     seed:int=None,       # Seed of the tasks; that of the run if not given
     device:str=None,     # Where to compute: cpu, cuda, cuda:1 …; cpu if not given
-    rounds:store_true=False, # Of a run of the preset best: score the learner after each round too, and look at what it was trained on, in rounds.json
+    rounds:store_true=False, # Of a run of the preset best: score the learner after each round too, and look at what it was trained on, in rounds.json or rounds-valid.json
 ):
     "Score a trained run on classes that it has never seen, at any way and shot"
     start = time.perf_counter(); check_device(device)

@@ -130,6 +130,7 @@ def test_preset_best(tmp_path):
     assert code == 0, err
     rounds = json.loads((tmp_path/'run'/'rounds.json').read_text())
     assert [o['purity'] is None for o in rounds['rounds']] == [True, False, False] and rounds['split'] == 'test'
+    assert rounds['bn'] == rounds['rounds'][1]['scores'][0]['bn'] == 'running' and rounds['n_filters'] == 64
     rng = torch.Generator().manual_seed(0)
     from PIL import Image
     (tmp_path/'photos').mkdir()

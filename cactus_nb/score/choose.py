@@ -140,6 +140,7 @@ def rounds_report(
     k_shots=(1,5),   # Shots to score at
     n_tasks:int=1000,# Tasks to score on
     seed:int=0,      # Of the tasks
+    **kwargs         # Further fields of each score, as for `result_row`
 ) -> list:           # A dictionary for each round, with `purity`, `nmi`, `sizes` and `scores`; JSON values only
     "What each round was trained on, and what came of it"
     folder, was, before, res = Path(folder), {k: v.clone() for k,v in learn.model.state_dict().items()}, None, []
@@ -148,7 +149,7 @@ def rounds_report(
         path = folder/f"partitions-{o['round']}.npz"
         parts = Partitions.load(path) if path.exists() else None
         grid = evaluate_grid(learn, images, n_ways, k_shots, n_tasks=n_tasks, seed=seed)
-        res.append(o | _about_partitions(parts, before, train.y) | dict(scores=[result_row(r, f"cactus-{few_shot_callback(learn).config['method']}", 'instance', per_task=pack_tasks(r)) for r in grid.values()]))
+        res.append(o | _about_partitions(parts, before, train.y) | dict(scores=[result_row(r, f"cactus-{few_shot_callback(learn).config['method']}", 'instance', per_task=pack_tasks(r), **kwargs) for r in grid.values()]))
         before = parts
     learn.model.load_state_dict(was)
     return res
