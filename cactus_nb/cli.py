@@ -223,7 +223,7 @@ def cactus_train(
     data:str='glyphs',        # glyphs, omniglot, mnist, mini-imagenet, celeba, or the path of a folder of images
     out:str=None,             # Run folder; cactus_runs/DATA-METHOD-seedSEED if not given
     method:str='protonets',   # protonets or maml; or oracle-protonets or oracle-maml, trained on true classes
-    preset:str='paper',       # paper (clusters of an embedding), or best: rounds of clustering with transforms, past the paper; no label before scoring
+    preset:str='paper',       # paper (clusters of an embedding), or best: rounds of clustering with transforms, past the paper; no label in training
     n_rounds:int=None,        # Preset best: rounds of clusters after the first round, which has none
     core:float=None,          # Preset best: share of the images, nearest to the centres of their clusters, that tasks are made of
     turns:int=None,           # Preset best: images are clustered as they are (1), also upside down (2), or in all four quarter turns (4)
@@ -334,9 +334,10 @@ def _training_tasks(run, train):
     if cfg.get('rounds'): return 'instance', InstanceSampler(len(train), cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['seed'])
     if not cfg.get('partitions'):
         enc, z = embed_stage(run, train.unlabelled())
-        return enc.name, partition_stage(run, z)
+        return enc.name, partition_stage(run, z, embedding=enc.name)
     parts = Partitions.load(cfg['partitions'])
     if parts.n_images != len(train): raise ValueError(f"{cfg['partitions']} holds partitions of {parts.n_images:,} images, and there are {len(train):,} to train on. Give the --data, --split and --seed that they were made for.")
+    if (made := parts.notes[0].get('fingerprint')) not in (None, cfg['fingerprint']): raise ValueError(f"{cfg['partitions']} holds partitions of other images (fingerprint {made}) than those to train on ({cfg['fingerprint']}). Give the --data, --split and --seed that they were made for.")
     return parts.notes[0].get('embedding', 'own'), parts
 
 # %% ../nbs/60_cli.ipynb #62fa7609
@@ -426,6 +427,7 @@ def cactus_partition(
     of = read_json(Path(run)/'config.json')
     if not (Path(run)/'encoder.safetensors').exists(): raise ValueError(f"{run} holds no encoder.safetensors. Give the folder that cactus_embed wrote.")
     train, _, _ = load_splits(of)
+    if of.get('fingerprint') not in (None, train.fingerprint): raise ValueError(f"The images of {of['data']} are not those that {run} was embedded from (fingerprint {train.fingerprint}, then {of['fingerprint']}). Embed them anew, or put the old ones back.")
     kept = {k: of.get(k) for k in ('data', 'root', 'split', 'size', 'channels', 'on_error', 'encoder')}
     cfg = preset(partition=partition, n_clusters=n_clusters, n_partitions=n_partitions, margin=margin, n_way=n_way, k_shot=k_shot, n_query=n_query, seed=of['seed'] if seed is None else seed, **kept)
     cut = Run(out or Path(run)/partition, fit_to(cfg, train), device, start)
@@ -454,7 +456,7 @@ def _images_of(run, data, root, split):
 def _names(info, cfg):
     "`(method, embedding)` of a run, as a result row names them"
     if info['kind'] == 'labels': return f"oracle-{info['method']}", 'none'
-    return f"cactus-{info['method']}", 'own' if cfg.get('embedding') else 'instance' if cfg.get('rounds') else cfg.get('encoder', 'own')
+    return f"cactus-{info['method']}", info['embedding'] if info.get('embedding') else 'own' if cfg.get('embedding') else 'instance' if cfg.get('rounds') else cfg.get('encoder', 'own')
 
 # %% ../nbs/60_cli.ipynb #c060
 def _numbers(text, name):

@@ -103,7 +103,8 @@ def _best(data, method, kwargs):
     n = given.pop('n_rounds', len(best[data][method]['rounds']) - 1)
     check_counts(n_rounds=n); Round(1, **given) # an error here, not in the second round
     first, *others = best[data][method]['rounds']
-    if {'transform', 'query_transform'} & {*kwargs}: others = [{k: v for k,v in o.items() if k != 'transform'} for o in others] # one's own goes for all rounds
+    if 'n_query' in kwargs: others = [o | dict(n_query=kwargs['n_query']) for o in others] # one's own goes for all rounds, the transform too
+    if {'transform', 'query_transform'} & {*kwargs}: others = [{k: v for k,v in o.items() if k != 'transform'} for o in others]
     return _instances | best[data][method] | dict(rounds=[first, *(o | given for o in (others if n == len(others) else others[:1]*n))])
 
 # %% ../nbs/52_stages.ipynb #784e9aef
@@ -242,7 +243,7 @@ def partition_stage(
         progress = partial(progress_bar, leave=False) if sys.stdout.isatty() else None
         with run.stage('partition'):
             parts = partitions[cfg['partition']](cfg, z, run.device, min_size=cfg['k_shot']+cfg['n_query'], progress=progress)
-            parts.notes[0] |= notes
+            parts.notes[0] |= notes | dict(fingerprint=cfg.get('fingerprint')) # whose rows these are
             parts.save(run/'partitions.npz')
     return Partitions.load(run/'partitions.npz')
 
@@ -288,7 +289,9 @@ def train_stage(
         with run.stage(name), tf32(fast), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
             if rounds: rounds = fit_rounds(learn, rounds, cfg['lr'], cfg['seed'], path/'rounds', cbs).log # those that were kept
             else: (learn.fit if cfg.get('schedule') == 'constant' else learn.fit_one_cycle)(cfg['epochs'], cfg['lr'], cbs=cbs)
-            about = {k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'fingerprint', 'bn')}
+            about = {k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'size', 'channels', 'on_error', 'fingerprint', 'bn')}
+            about['embedding'] = getattr(partitions, 'notes', [{}])[0].get('embedding')
+            if rounds: about['transform'] = ' then '.join(dict.fromkeys(o.get('transform') or learn.dls.train_ds.transform_name for o in rounds))
             save_run(learn, path, **about, steps=(sum(o['epochs'] for o in rounds) if rounds else cfg['epochs'])*len(dls.train), rounds=len(rounds) or None, precision='bfloat16' if low else 'tf32' if fast else 'float32',
                      n_partitions=rounds[-1]['n_partitions'] if rounds else None if partitions.kind == 'labels' else len(partitions))
         (path/'checkpoint.safetensors').unlink(missing_ok=True)

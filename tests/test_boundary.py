@@ -322,9 +322,9 @@ refuse('Tasks', 'copies to validate on: no transform',               lambda tmp:
 
 # Rounds
 
-def in_rounds(*rounds, cbs=(), of=images, **kwargs):
+def in_rounds(*rounds, cbs=(), of=images, source=None, transform='affine', make=proto_learner, net=None, **kwargs):
     "A learner fitted in rounds, in the smallest form"
-    learn = proto_learner(task_dls(of.unlabelled(), instances(), valid=of, n_way=4, n_query=1, n_tasks=2, n_valid=2, transform='affine'), conv4(n_filters=4, seed=0))
+    learn = make(task_dls(of.unlabelled(), source or instances(), valid=of, n_way=4, n_query=1, n_tasks=2, n_valid=2, transform=transform), net or conv4(n_filters=4, seed=0))
     with learn.no_bar(), learn.no_logging(): fit_rounds(learn, [*rounds], cbs=cbs, **kwargs)
     return learn
 
@@ -338,6 +338,7 @@ refuse('Rounds', 'no epochs',                               lambda tmp: Round(0)
 refuse('Rounds', 'one partition, with none to compare it to', lambda tmp: Round(1, n_partitions=1))
 refuse('Rounds', 'a core of more than all images',          lambda tmp: Round(1, core=2))
 refuse('Rounds', 'three turns',                             lambda tmp: Round(1, turns=3))
+refuse('Rounds', 'no queries',                              lambda tmp: Round(1, n_query=0))
 refuse('Rounds', 'an unknown transform',                    lambda tmp: Round(1, transform='bend'))
 refuse('Rounds', 'single images as they are',               lambda tmp: Round(1, transform='none', instances=0.5))
 refuse('Rounds', 'a transform without a name',              lambda tmp: Round(1, transform=['affine']))
@@ -346,6 +347,10 @@ refuse('Rounds', 'shares of tasks over 1',                  lambda tmp: Round(1,
 refuse('Rounds', 'a fit of another length',                 lambda tmp: in_rounds(Round(2), cbs=ReclusterCallback([Round(3)])))
 refuse('Rounds', 'more clusters than images',               lambda tmp: in_rounds(Round(1), Round(1, 121)))
 refuse('Rounds', 'clusters too few for the way',            lambda tmp: in_rounds(Round(1), Round(1, 5, n_way=6)))
+refuse('Rounds', 'single images in a round, no transform at all', lambda tmp: in_rounds(Round(1), Round(1, 10, instances=0.5), source=parts, transform=None))
+refuse('Rounds', 'new weights for a network of one\'s own',  lambda tmp: in_rounds(Round(1), Round(1, 10, fresh=True), net=nn.Sequential(nn.Flatten(), nn.Linear(784, 3))))
+refuse('Rounds', 'a wider task than the network of MAML has outputs', lambda tmp: in_rounds(Round(1), Round(1, 10, n_way=6), make=maml_learner, net=conv4_classifier(4, n_filters=4)))
+refuse('Rounds', 'MAML on a network without a last layer',  lambda tmp: in_rounds(Round(1), Round(1, 10), make=maml_learner, net=nn.Sequential(nn.Conv2d(1, 4, 28), nn.Flatten())))
 refuse('Rounds', 'a collapsed embedding in the first round',lambda tmp: in_rounds(Round(1), Round(1, 10), cbs=Zero()))
 refuse('Rounds', 'agreement of one partition',              lambda tmp: agreement(parts[:1]))
 
@@ -571,6 +576,7 @@ refuse('Scoring', 'no neighbour',                      lambda tmp: score(knn(PCA
 refuse('Scoring', 'an array in place of an encoder',   lambda tmp: score(knn(z)))
 refuse('Scoring', 'an embedding with too few rows',    lambda tmp: score(knn(lambda x: torch.rand(3, 4))))
 refuse('Scoring', 'a difference of results on other tasks', lambda tmp: score() - score(seed=1))
+refuse('Scoring', 'a difference of results on other labels', lambda tmp: score() - score(images=ImageSet(X, np.roll(images.y, 5), name='toy')))
 refuse('Scoring', 'a difference to a number',          lambda tmp: score() - 20.)
 refuse('Scoring', 'a table without rows',              lambda tmp: result_table([]))
 
@@ -634,6 +640,9 @@ command('classes of a folder without sub-folders', train, '--data', lambda tmp: 
 command('images too small for the network', train, '--data', lambda tmp: flat(), *own, *'--n_partitions 1 --n_clusters 5 --n_way 2 --n_query 2'.split(), '--out', out)
 command('an embedding with too few rows', train, '--embedding', lambda tmp: (np.save(tmp/'z.npy', z), tmp/'z.npy')[1], *'--split 20,20,20 --n_way 5 --n_clusters 30'.split(), '--out', out)
 command('partitions of other images', train, '--partitions', lambda tmp: (parts.save(tmp/'p.npz'), tmp/'p.npz')[1], *'--split 20,20,20'.split(), '--out', out)
+def cut_of(seed): # partitions of glyphs that this seed split
+    n = 20*20; p = Partitions(np.arange(n)[None] // 20); p.notes[0]['fingerprint'] = glyphs().split_classes(20, 20, 20, seed=seed)[0].fingerprint; return p
+command('partitions of another seed\'s images', train, '--partitions', lambda tmp: (cut_of(1).save(tmp/'p.npz'), tmp/'p.npz')[1], *'--split 20,20,20'.split(), '--out', out)
 command('a read-only target', train, *'--split 20,20,20 --n_clusters 30'.split(), '--out', lambda tmp: file(tmp)/'run')
 command('a folder of something else', train, *'--split 20,20,20 --n_clusters 30'.split(), '--out', lambda tmp: folder(tmp, thesis__txt='mine'))
 command('a folder of another run', train, *'--split 20,20,20 --n_clusters 30'.split(), '--out', lambda tmp: embedded())

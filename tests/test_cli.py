@@ -137,3 +137,19 @@ def test_preset_best(tmp_path):
     for i in range(120): Image.fromarray(torch.randint(0, 256, (28, 28), generator=rng, dtype=torch.uint8).numpy()).save(tmp_path/'photos'/f'{i}.png')
     code, out, err = finish('cactus_train', '--data', tmp_path/'photos', '--size', 28, '--channels', 1, '--out', tmp_path/'own', *few[:8], '--n_rounds', 1, '--n_test', 20)
     assert code == 0 and 'pseudo' in out, err
+
+
+def test_folder_step_by_step(tmp_path):
+    "A folder with a size of its own, embedded, cut, trained on and scored: each command reads the same images, and rows name the embedding that was cut."
+    rng = torch.Generator().manual_seed(0)
+    from PIL import Image
+    for i in range(96):
+        (tmp_path/'photos'/f'{i//8:02}').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(torch.randint(0, 256, (20, 20), generator=rng, dtype=torch.uint8).numpy()).save(tmp_path/'photos'/f'{i//8:02}'/f'{i}.png')
+    images, task = ('--data', tmp_path/'photos', *'--size 28 --channels 1 --split 6,3,3'.split()), '--n_way 3 --k_shot 1 --n_query 2'.split()
+    for command, *args in (['cactus_embed', *images, '--encoder', 'pca', '--n_test', 10, '--k_shot', 1, '--out', tmp_path/'z'], ['cactus_partition', '--run', tmp_path/'z', *task, *'--n_clusters 12 --n_partitions 2'.split(), '--out', tmp_path/'parts'],
+                           ['cactus_train', *images, *task, '--partitions', tmp_path/'parts'/'partitions.npz', *'--epochs 1 --n_tasks 5 --n_valid 5 --n_test 10'.split(), '--out', tmp_path/'run'],
+                           ['cactus_eval', '--run', tmp_path/'run', '--n_way', 3, '--k_shot', 1, '--n_query', 2, '--n_test', 10]):
+        code, out, err = finish(command, *args)
+        assert code == 0, (command, err)
+        if command in ('cactus_train', 'cactus_eval'): assert json.loads((tmp_path/'run'/'result.json').read_text())['rows'][0]['embedding'] == 'pca'

@@ -311,15 +311,20 @@ def atomic_write(
 
 # %% ../../nbs/00_data.core.ipynb #c068
 @patch
+def _labels(self:ImageSet): return {} if self.y is None else dict(y=self.y, classes=np.array(self.classes, dtype=str)) # what is known of the images, as arrays
+
+@patch
 def save(self:ImageSet,
     path, # The npz file to write
 ):
     "Save as one npz file."
     d = dict(x=self.x, ids=np.char.encode(self.ids, 'utf8', 'surrogateescape'), name=np.array(self.name or ''))
-    if self.y is not None: d.update(y=self.y, classes=np.array(self.classes, dtype=str))
-    with atomic_write(path) as f: np.savez(f, **d)
+    with atomic_write(path) as f: np.savez(f, **d, **self._labels())
 
 # %% ../../nbs/00_data.core.ipynb #c069
+@patch(cls_method=True)
+def _of(cls:ImageSet, d): return cls(d['x'], d.get('y'), d['classes'].tolist() if 'y' in d else None, name=str(d['name']) or None)
+
 @patch(cls_method=True)
 def load(cls:ImageSet,
     path, # An npz file that `ImageSet.save` wrote
@@ -327,11 +332,13 @@ def load(cls:ImageSet,
     "Read what `save` wrote; a damaged or foreign file is refused."
     try:
         with np.load(path, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
-        res = cls(d['x'], d.get('y'), d['classes'].tolist() if 'y' in d else None, name=str(d['name']) or None)
+        kind = str(d.pop('kind', cls.__name__))
+        res = cls._of(d) if kind == cls.__name__ else ImageSet._of(d)
         res.ids = np.char.decode(d['ids'], 'utf8', 'surrogateescape')
     except (FileNotFoundError, PermissionError): raise
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f'{path} is not a whole ImageSet file: delete it and save it again') from e
+    if kind != cls.__name__: raise ValueError(f'{path} holds an {kind}: read it with {kind}.load')
     return res
 
 # %% ../../nbs/00_data.core.ipynb #776fd30d

@@ -210,6 +210,16 @@ def unlabelled(self:AttributeSet)->ImageSet: # The same pixels and ids, without 
     res.attributes,res.names = None,[]
     return res
 
+# %% ../../nbs/04_data.papers.ipynb #2be2d945
+@patch
+def _labels(self:AttributeSet): return dict(kind=np.array('AttributeSet'), names=np.array(self.names, dtype=str)) | ({} if self.attributes is None else dict(attributes=self.attributes))
+
+@patch(cls_method=True)
+def _of(cls:AttributeSet, d):
+    res = cls(d['x'], d.get('attributes', np.zeros((len(d['x']), len(d['names'])), bool)), d['names'], name=str(d['name']) or None)
+    if 'attributes' not in d: res.attributes = None
+    return res
+
 # %% ../../nbs/04_data.papers.ipynb #c9a2bea0
 @patch
 def _text(self:AttributeSet): return f'{len(self):,} images of {"×".join(map(str, self.shape))}, {f"{len(self.names)} attributes" if self.names else "no labels"}'

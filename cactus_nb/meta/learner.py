@@ -242,7 +242,7 @@ def load_run(
     model:nn.Module|None=None, # The network, where the run was trained on one of your own
     dls:DataLoaders|None=None, # Data loaders, to train on
     distance=None,      # The distance, where the run was trained with one of your own
-    device=None,        # Where to put the model; `cpu` if None
+    device=None,        # Where to put the model and the loaders; where the loaders are if None, `cpu` without any
     **kwargs            # For a run of MAML, settings to change: `test_steps`, `head`, `inner_lr` …
 ) -> Learner:
     "A learner from a run folder, from safetensors and JSON only; raises `FileNotFoundError` or `ValueError` if there is none"
@@ -251,8 +251,10 @@ def load_run(
     if not isinstance(model, nn.Module): raise ValueError(f"model is {type(model).__name__}, not an nn.Module. Give the network itself.")
     try: model.load_state_dict(state)
     except RuntimeError as e: raise ValueError(f"The weights in {path} do not fit this network: {str(e).splitlines()[-1].strip()} Pass the network that was trained as model=.") from e
-    device, dls = device or 'cpu', dls or _no_tasks(info)
-    dls.to(device); model = model.to(device).eval()
+    at = device or (dls.train_ds.x.device if dls else 'cpu')
+    dls = dls or _no_tasks(info)
+    if device: dls.to(device)
+    model = model.to(at).eval()
     return maml_learner(dls, model, **info['maml'] | kwargs) if info['method'] == 'maml' else proto_learner(dls, model, _distance(info, distance), **dict(stats=info.get('stats', 'task')) | kwargs)
 
 # %% ../../nbs/32_meta.learner.ipynb #c030

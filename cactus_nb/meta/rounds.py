@@ -46,7 +46,8 @@ class Round:
     transform:str|None=None # Of the images of its tasks, by name as in `as_transform`; None leaves the loader's
 
     def __post_init__(self):
-        check_counts(epochs=self.epochs); check_counts(least=2, n_clusters=self.n_clusters, n_partitions=self.n_partitions)
+        check_counts(epochs=self.epochs, k_shot=self.k_shot, n_query=self.n_query); check_counts(least=2, n_clusters=self.n_clusters, n_partitions=self.n_partitions)
+        if self.n_way is not None: check_counts(least=2, n_way=self.n_way)
         if self.turns not in (1, 2, 4): raise ValueError(f"turns={self.turns}: give 1, 2 or 4.")
         if not isinstance(self.transform, str|None): raise ValueError(f"transform={self.transform!r}: give a name, such as 'affine,elastic'. One of your own goes to task_dls, for all rounds.")
         if not as_transform(self.transform or 'affine') and self.instances: raise ValueError(f"transform={self.transform!r} with instances={self.instances}: a task of single images needs a transform, such as 'affine'.")
@@ -81,8 +82,20 @@ def round_embedding(
 ) -> np.ndarray:    # `[n, turns·d]` float32, rows of length 1
     "`centred_embedding` of what the learner's classifier works on"
     net = get_model(learn.model)
-    if few_shot_callback(learn).config['method'] == 'maml': net = nn.Sequential(*net.children())[:-1].train(net.training)
-    return centred_embedding(net, x, seed, turns)
+    return centred_embedding(_Body(net).train(net.training) if few_shot_callback(learn).config['method'] == 'maml' else net, x, seed, turns)
+
+class _Body(nn.Module):
+    "What the last linear layer of a network is given"
+    def __init__(self, net):
+        super().__init__()
+        self.net, heads = net, [m for m in net.modules() if isinstance(m, nn.Linear)]
+        if not heads: raise ValueError(f"{type(net).__name__} has no nn.Linear, so that MAML has no head whose input could be clustered. Give a network that ends in one.")
+        self.head = heads[-1]
+
+    def forward(self, x):
+        given = []
+        with self.head.register_forward_pre_hook(lambda m, args: given.append(args[0])): self.net(x)
+        return given[0]
 
 # %% ../../nbs/33_meta.rounds.ipynb #6f6c3ec4
 def agreement(
@@ -117,16 +130,16 @@ class ReclusterCallback(Callback):
 @patch
 def before_fit(self:ReclusterCallback):
     "Do the rounds suit the fit? Take up the log of one that is resumed"
-    if hasattr(self, 'lr_finder'): self.run = False; return # until `after_fit`
+    if hasattr(self, 'lr_finder') or self.learn.lock.locked(): self.run = False; return # finding a rate, validating: until `after_fit`
     if self.n_epoch != self.starts[-1]: raise ValueError(f"The rounds have {self.starts[-1]} epochs, this fit {self.n_epoch}. Use fit_rounds, or fit({self.starts[-1]}).")
-    ds = self.dls.train.dataset; x = ds.x; n = len(x)
-    for o in self.rounds[1:]:
-        _check_turns(o.turns, x)
-        if o.n_clusters > n: raise ValueError(f"n_clusters={o.n_clusters} over {n:,} images in a round: give at most {n:,}, better a tenth of that.")
-    self.partitions = self.good = None
+    ds = self.dls.train.dataset
+    self.partitions = self.good = None; self.own = ds.sampler, ds.transform
+    for o in self.rounds[1:]: _check_tasks(o, self._form(o)[0], ds.x, self.own[1])
+    if self.rounds[1:]: self._check_network(ds.x)
     resumed, file = getattr(getattr(self.learn, 'resume', None), 'start', 0), self.folder and self.folder/'rounds.json'
-    self.log, self.at, self.own = read_json(file) if resumed and file and file.exists() else [], None, (ds.sampler, ds.transform)
+    self.log, self.at = read_json(file) if resumed and file and file.exists() else [], None
     self.log = [o for o in self.log if self.starts[o['round']+1] <= resumed]
+    if resumed == self.n_epoch: self.at = len(self.rounds) - 1 # only the look at the last round is left
 
 @patch
 def before_epoch(self:ReclusterCallback):
@@ -139,6 +152,25 @@ def after_fit(self:ReclusterCallback):
     "Look at the last round, if it was reached, and give the loader its own tasks back"
     if self.at is not None: self._look(self.at)
     self.dls.train.dataset.sampler, self.dls.train.dataset.transform = self.own
+
+# %% ../../nbs/33_meta.rounds.ipynb #b9e85652
+def _check_tasks(rnd, n_way, x, transform):
+    "Can tasks of this form be made of the images?"
+    _check_turns(rnd.turns, x)
+    if rnd.n_clusters > len(x): raise ValueError(f"n_clusters={rnd.n_clusters} over {len(x):,} images in a round: give at most {len(x):,}, better a tenth of that.")
+    if n_way > rnd.n_clusters: raise ValueError(f"n_way={n_way} with n_clusters={rnd.n_clusters} in a round: the classes of a task are clusters of one partition. Give more clusters, or lower n_way.")
+    if rnd.instances and not (transform if rnd.transform is None else by_part(rnd.transform)):
+        raise ValueError(f"instances={rnd.instances} in a round without a transform: the images of a class would be copies of one. Give the round, or task_dls, a transform, such as 'affine'.")
+
+@patch
+def _check_network(self:ReclusterCallback, x):
+    "Can the network be embedded with, named for all ways, and renewed?"
+    if any(o.fresh for o in self.rounds) and not hasattr(self.learn.model, 'config'): raise ValueError(f"fresh=True in a round, and {type(self.learn.model).__name__} has no `config` to be built from anew. Give a network of this library, or leave fresh out.")
+    round_embedding(self.learn, x[:2])
+    about, n_way = few_shot_callback(self.learn).config, max(self._form(o)[0] for o in self.rounds[1:])
+    if about['method'] != 'maml' or about['maml']['head'] == 'fresh': return
+    n = embed_images(get_model(self.learn.model), x[:2]).shape[1]
+    if n < n_way: raise ValueError(f"The network gives {n} class scores, but a round has tasks of n_way={n_way} classes. Give a network with {n_way} outputs.")
 
 # %% ../../nbs/33_meta.rounds.ipynb #13f828d5
 def _file(self, name): return self.folder/name if self.folder else None
@@ -180,17 +212,22 @@ def _source(self:ReclusterCallback, rnd, parts, now):
 @patch
 def _look(self:ReclusterCallback, done, rnd=None):
     "Judge round `done` by its embedding: the partitions for the next, or None where it was thrown away"
-    rnd = rnd or (self.rounds[done] if done else Round(1, max(2, len(self.dls.train.dataset.x)//15)))
+    x, again = self.dls.train.dataset.x, rnd is not None
+    rnd = rnd or (self.rounds[done] if done else Round(1, max(2, len(x)//15)))
     way, k, q = self._form(rnd)
+    z = round_embedding(self.learn, x, self.seed, rnd.turns)
     try:
-        z = round_embedding(self.learn, self.dls.train.dataset.x, self.seed, rnd.turns)
         check_collapse(z, f'Round {done}')
-        parts = kmeans_partitions(z, rnd.n_clusters, rnd.n_partitions, self.seed, min_size=k+q, n_way=way, accept=0., max_refits=0, device=self.dls.train.dataset.x.device)
+        parts = kmeans_partitions(z, rnd.n_clusters, rnd.n_partitions, self.seed, min_size=k+q, accept=0., max_refits=0, device=x.device)
         agree, best = agreement(parts), max((o['agreement'] for o in self.log), default=0)
         if agree < self.least*best: raise ValueError(f"Round {done} has lost what was learnt: its partitions agree to {agree:.3f}, those of the best round before to {best:.3f}.")
     except ValueError as e: return self._go_back(e)
     self._note(done, parts, agree)
-    return parts if rnd.core == 1 else cluster_cores(parts, z, rnd.core, k + q)
+    parts = parts if rnd.core == 1 else cluster_cores(parts, z, rnd.core, k + q)
+    fewest = min(len(parts.sizes(p)) for p in range(len(parts)))
+    if not again or fewest >= way: return parts
+    self.at = None
+    warnings.warn(f"Round {done+1} has tasks of n_way={way} clusters of {k + q} images (k_shot={k} + n_query={q}), and a partition has {fewest} such (n_clusters={rnd.n_clusters}, core={rnd.core}). Give fewer clusters, a larger core or smaller tasks. The training ends here, with the weights of round {done}.")
 
 @patch
 def _note(self:ReclusterCallback, done, parts, agree):

@@ -8,6 +8,8 @@ __all__ = ['middle', 'others', 'criteria', 'label_free', 'settings_around', 'try
 
 # %% ../../nbs/43_score.choose.ipynb #3865b4ae
 import numpy as np, pandas as pd, torch
+from hashlib import blake2b
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from ..backbones import build_backbone, conv4
@@ -90,7 +92,7 @@ def try_setting(
 
 # %% ../../nbs/43_score.choose.ipynb #1e9f88f3
 def study(
-    path:str|Path,  # JSON file of the results; settings that are in it are not run again
+    path:str|Path,  # JSON file of the results; settings that are in it are not run again, and a file of another study is refused
     weights:dict,   # Of the network that all settings begin with
     train:ImageSet, # Unlabelled images to train on
     held:ImageSet,  # Labelled images of other classes
@@ -99,14 +101,20 @@ def study(
     **kwargs        # For `try_setting`
 ) -> pd.DataFrame:  # A row for each setting
     "Try settings one after the other, and keep what came of each"
-    path = Path(path)
-    res = read_json(path) if path.exists() else dict(environment(), data=train.name, seed=kwargs.get('seed', 0), rows=[])
+    path, of = Path(path), _what_is_studied(weights, train, held, kwargs)
+    res = read_json(path) if path.exists() else dict(environment(), data=train.name, seed=of['seed'], of=of, rows=[])
+    if differ := [f"{k}: {v} there, {of[k]} here" for k,v in res.get('of', {}).items() if v != of[k]]: raise ValueError(f"{path} is of another study ({'; '.join(differ)}). Give another path, or ask for the same.")
     upright = dict(turns=1) # where a setting, or an older file, says nothing of turns
     left = [s for s in (upright | o for o in settings) if not any(all((upright | r)[k] == v for k,v in s.items()) for r in res['rows'])]
     net = build_backbone(config); net.load_state_dict(weights)
-    z = {t: centred_embedding(net, torch.from_numpy(train.x), res['seed'], t) for t in {s['turns'] for s in left}}
+    z = {t: centred_embedding(net, torch.from_numpy(train.x), of['seed'], t) for t in {s['turns'] for s in left}}
     for s in left: res['rows'].append(try_setting(weights, z[s['turns']], train.unlabelled(), held, s, config, **kwargs)); write_json(path, res)
     return pd.DataFrame(res['rows'])
+
+def _what_is_studied(weights, train, held, kwargs):
+    "What all rows of a study have in common"
+    digest = blake2b(b''.join(v.cpu().numpy().tobytes() for v in weights.values()), digest_size=8).hexdigest()
+    return dict(weights=digest, train=train.fingerprint, held=held.fingerprint) | {k: kwargs.get(k, signature(try_setting).parameters[k].default) for k in ('n_steps', 'lr', 'seed', 'n_tasks', 'precision')}
 
 # %% ../../nbs/43_score.choose.ipynb #1f8e4a80
 def study_run(
@@ -144,14 +152,15 @@ def rounds_report(
 ) -> list:           # A dictionary for each round, with `purity`, `nmi`, `sizes` and `scores`; JSON values only
     "What each round was trained on, and what came of it"
     folder, was, before, res = Path(folder), {k: v.clone() for k,v in learn.model.state_dict().items()}, None, []
-    for o in read_json(folder/'rounds.json'):
-        learn.model.load_state_dict(load_tensors(folder/f"round-{o['round']}.safetensors")[0])
-        path = folder/f"partitions-{o['round']}.npz"
-        parts = Partitions.load(path) if path.exists() else None
-        grid = evaluate_grid(learn, images, n_ways, k_shots, n_tasks=n_tasks, seed=seed)
-        res.append(o | _about_partitions(parts, before, train.y) | dict(scores=[result_row(r, f"cactus-{few_shot_callback(learn).config['method']}", 'instance', per_task=pack_tasks(r), **kwargs) for r in grid.values()]))
-        before = parts
-    learn.model.load_state_dict(was)
+    try:
+        for o in read_json(folder/'rounds.json'):
+            learn.model.load_state_dict(load_tensors(folder/f"round-{o['round']}.safetensors")[0])
+            path = folder/f"partitions-{o['round']}.npz"
+            parts = Partitions.load(path) if path.exists() else None
+            grid = evaluate_grid(learn, images, n_ways, k_shots, n_tasks=n_tasks, seed=seed)
+            res.append(o | _about_partitions(parts, before, train.y) | dict(scores=[result_row(r, f"cactus-{few_shot_callback(learn).config['method']}", 'instance', per_task=pack_tasks(r), **kwargs) for r in grid.values()]))
+            before = parts
+    finally: learn.model.load_state_dict(was)
     return res
 
 # %% ../../nbs/43_score.choose.ipynb #a5aa9102

@@ -9,6 +9,7 @@ __all__ = ['FewShotResult', 'PairedDifference', 'evaluate', 'evaluate_grid', 're
 # %% ../../nbs/40_score.evaluate.ipynb #c002
 import base64, zlib
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import nn
@@ -32,6 +33,7 @@ class FewShotResult:
     data: str            # Name and fingerprint of the images
     per_step: np.ndarray|None = None # Where the method adapts in steps: accuracy after `steps`, `[len(steps), n_tasks]`, percent
     steps: list|None = None  # Their numbers, from 0: before the first
+    tasks: str|None = None   # Digest of the images in the tasks; None where it was not kept
 
     def __repr__(self): return f"{self.n_way}-way {self.k_shot}-shot: {self.mean:.2f} ± {self.ci95:.2f} % over {self.n_tasks:,} tasks"
 
@@ -63,8 +65,9 @@ def __sub__(self:FewShotResult,
     if type(other) is not type(self): raise ValueError(f"A {type(self).__name__} less a {type(other).__name__} means nothing. Give two results of evaluate.")
     same = lambda r: dict(n_way=r.n_way, k_shot=r.k_shot, n_query=r.n_query, seed=r.seed, data=r.data, n_tasks=r.n_tasks)
     differ = [f'{k}: {v} and {same(other)[k]}' for k,v in same(self).items() if v != same(other)[k]]
+    if not differ and self.tasks and other.tasks and self.tasks != other.tasks: differ = ['the images have other labels']
     if differ: raise ValueError(f"These results are not on the same tasks ({'; '.join(differ)}). Evaluate both with the same arguments.")
-    return PairedDifference(self.per_task - other.per_task, self.n_way, self.k_shot, self.n_query, self.seed, self.data)
+    return PairedDifference(self.per_task - other.per_task, self.n_way, self.k_shot, self.n_query, self.seed, self.data, tasks=self.tasks)
 
 # %% ../../nbs/40_score.evaluate.ipynb #c018
 class _Method:
@@ -131,7 +134,8 @@ def _evaluate(method, images, x, n_way, k_shot, n_query, n_tasks, seed, budget=2
     sampler = label_sampler(images, n_way, k_shot, n_query, seed)
     x = method.features(images) if x is None else x
     acc = _score(method, x, sampler, n_tasks, budget)
-    return FewShotResult(acc if acc.ndim == 1 else acc[-1], n_way, k_shot, n_query, seed, f'{images.name} {images.fingerprint}', *(() if acc.ndim == 1 else (acc, method.steps)))
+    digest = blake2b(sampler.sample(n_tasks).numpy().tobytes(), digest_size=8).hexdigest()
+    return FewShotResult(acc if acc.ndim == 1 else acc[-1], n_way, k_shot, n_query, seed, f'{images.name} {images.fingerprint}', *((None, None) if acc.ndim == 1 else (acc, method.steps)), digest)
 
 # %% ../../nbs/40_score.evaluate.ipynb #c035
 def evaluate_grid(

@@ -343,11 +343,12 @@ def _method(b):
         run = b.run('-'.join([b.row.name, str(b.cfg['epochs']*b.cfg['n_tasks']//b.cfg['bs']), *([b.cfg['precision']] if 'precision' in b.cfg else [])]))
         stages.train_stage(run, b.train if parts.kind == 'labels' else b.train.unlabelled(), parts, b.valid)
         return _to_score(load_run(run.path, device=b.device)), dict(bn=b.cfg['bn'], **_how(run.path)), about
-    b.run(b.row.name, ())
     if b.row.method == 'from-scratch':
+        b.run(b.row.name, ())
         net = conv4_classifier(max(w for w,_ in b.row.paper), b.test.shape[0], b.test.shape[1], trainings['maml']['n_filters'], seed=b.cfg['seed'])
         return from_scratch(net.to(b.device or 'cpu'), every=50), dict(bn='batch', steps=0), None
     enc, z, about = _embedding(b)
+    b.run(b.row.name, ('n_clusters',), made_from=about, **{k: b.size[k] for k in ('n_init', 'mlp_epochs')}) # scores of another embedding are not gone on with
     own = OwnEmbedding(enc.embed(b.test), b.test) # embedded once for all ways and shots
     if b.row.method == 'cluster-matching': return cluster_matching(own, z, b.cfg['n_clusters'], b.size['n_init'], b.cfg['seed']), {}, about
     return dict(knn=knn, linear=linear, mlp=partial(mlp, n_epochs=b.size['mlp_epochs']))[b.row.method](own), {}, about
@@ -355,7 +356,7 @@ def _method(b):
 # %% ../../nbs/42_score.reproduce.ipynb #8367b845
 def _scores(b, method):
     "`{way-shot: row of a result}`; each is written when it is there"
-    run, n_tasks = b.used[-1] if _trained(b.row) or b.row.method == 'from-scratch' else b.run(b.row.name, ()), b.size['n_scratch' if b.row.method == 'from-scratch' else 'n_test']
+    run, n_tasks = b.used[-1], b.size['n_scratch' if b.row.method == 'from-scratch' else 'n_test']
     file, n = run/f'scores-{n_tasks}.json', {}
     kept = read_json(file) if file.exists() else {}
     for w,k in b.row.paper:
@@ -432,6 +433,7 @@ def comparison(
     table:str|None=None, # `omniglot`, `mini-imagenet`, `celeba`, `mnist` or `ablations`; all rows if None
     folder:str|Path|None=None, # With result files; `results_folder()` if None
     among:dict|None=None, # Rows by name; those of the paper if None
+    preset:str|None=None, # Only what was run with this preset, for rows to be read against each other; the nearest to the protocol if None
 ) -> pd.DataFrame:       # A line per row, way and shot, with NaN or None where there is nothing; percent, points, minutes
     "Our figures beside the paper's; raises `ValueError` for an unknown table"
     if table is not None and table not in tables and among is None: raise ValueError(f"table={table!r} is not known; choose one of {', '.join(tables)}.")
@@ -439,7 +441,8 @@ def comparison(
     for name,row in (rows if among is None else among).items():
         if table is not None and table not in row.tables: continue
         best = {}
-        for res in found.get(name, []): best.setdefault(res['seed'], res)
+        for res in found.get(name, []):
+            if preset in (None, res['preset']): best.setdefault(res['seed'], res)
         why = refused.get(name) or why_not(row) or 'not run'
         lines += [o for res in best.values() for o in _lines(row, res, res['state'], '')] or [*_lines(row, None, 'pending', why)]
     df = pd.DataFrame(lines)

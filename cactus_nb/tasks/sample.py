@@ -295,10 +295,12 @@ def _some_of_each(first, usable, pct, n_way, need, rng):
     return np.isin(np.arange(len(first)), np.concatenate([m[:max(need, round(pct*len(m)))] for m in members]))
 
 # %% ../../nbs/21_tasks.sample.ipynb #5e8ae3a9
-def _still_usable(partitions, n_way, need):
-    "The partitions that have `n_way` clusters of `need` images, with a warning if some have not"
-    ok = np.array([(partitions.sizes(p) >= need).sum() >= n_way for p in range(len(partitions))])
-    if ok.all() or not ok.any(): return partitions
+def _still_usable(partitions, before, n_way, need):
+    "The partitions that still have `n_way` clusters of `need` images, with a warning if some have not; `before` is how they were"
+    usable = lambda ps: np.array([(ps.sizes(p) >= need).sum() >= n_way for p in range(len(ps))])
+    ok = usable(partitions)
+    if ok.all() or not usable(before).any(): return partitions
+    if not ok.any(): raise ValueError(f"Without the images held out for validation no partition has n_way={n_way} clusters of {need} images. Give labelled images as valid=, more or larger clusters, or lower n_way.")
     warnings.warn(f"{(~ok).sum():,} of {len(ok):,} partitions are left out: without the images held out for validation they have fewer than n_way={n_way} clusters of {need} images. A larger min_size keeps them.")
     return partitions[np.flatnonzero(ok)]
 
@@ -317,7 +319,7 @@ def hold_out(
     whole = len(usable) >= 2*n_way
     out = np.isin(first, rng.permutation(usable)[:max(n_way, round(pct*len(usable)))]) if whole else _some_of_each(first, usable, pct, n_way, need, rng)
     train = Partitions(np.where(out, -1, partitions.labels), partitions.notes, partitions.kind)
-    return train if whole else _still_usable(train, n_way, need), Partitions(np.where(out, first, -1), partitions.notes[:1], partitions.kind)
+    return _still_usable(train, partitions, n_way, need), Partitions(np.where(out, first, -1), partitions.notes[:1], partitions.kind)
 
 # %% ../../nbs/21_tasks.sample.ipynb #fcc0eb96
 def _as_sampler(partitions, task, valid):

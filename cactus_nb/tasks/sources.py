@@ -44,10 +44,10 @@ def instance_set(
     "Changed copies of images, each image a class: what `evaluate` and `task_dls` take for validation where there are no labels"
     check_counts(n_copies=n_copies); t = as_transform(transform)
     if not t or not t.n_random: raise ValueError(f"transform={transform!r} changes nothing at random, so the copies would be one. Give one that does, such as 'affine'.")
-    x = torch.from_numpy(np.repeat(images.x, n_copies, 0)).float()/255
+    x = torch.from_numpy(np.repeat(images.x, n_copies, 0))
     u = torch.from_numpy(np.random.default_rng(seed).random((len(x), t.n_random), np.float32))
-    x = torch.cat([t(a, b) for a,b in zip(x.split(4096), u.split(4096))])
-    made = ImageSet((255*x).round().clamp(0, 255).byte().numpy(), np.repeat(np.arange(len(images)), n_copies), ids=[f'{o}/{i}' for o in images.ids for i in range(n_copies)], name='copies')
+    for a,b in zip(x.split(1024), u.split(1024)): a.copy_((255*t(a.float()/255, b)).round().clamp(0, 255)) # in place: only a part is ever float
+    made = ImageSet(x.numpy(), np.repeat(np.arange(len(images)), n_copies), ids=[f'{o}/{i}' for o in images.ids for i in range(n_copies)], name='copies')
     made.pseudo = True # the labels are none of anybody's making
     return made
 
