@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from .backbones import conv4, conv4_classifier
 from .cli import _command
-from .data.sets import glyphs, omniglot
+from .data.sets import data_root, glyphs, omniglot
 from .encoders.core import PCA
 from .meta.capture import CaptureCallback, record_graph
 from .meta.learner import StayOnDevice, maml_learner, paper_adam, proto_learner
@@ -145,19 +145,21 @@ def _gradients(f, device):
     for _ in range(3): f()
     return record_graph(f, device)[0]
 
-def _maml_step(n_way, device='cpu', small=False):
+def _maml_step(n_way, device='cpu', small=False, adapt='all'):
     xs, ys, xq, yq = _tasks(n_way, 2 if small else 8, 5, device)
     with seeded(0): ours, peer = conv4_classifier(n_way).to(device), _textbook(32, n_way, strided=True).to(device)
     opt = torch.optim.SGD(peer.parameters(), lr=0.01)
-    def batched(): _no_grads(ours); F.cross_entropy(maml_logits(ours, dict(ours.named_parameters()), xs, ys, xq, 0.01, 5).flatten(0, 1), yq.flatten()).backward()
+    body, head = (nn.Identity(), peer) if adapt == 'all' else (peer[:-1], peer[-1]) # the loop, too, runs a body that stays once
+    def batched(): _no_grads(ours); F.cross_entropy(maml_logits(ours, dict(ours.named_parameters()), xs, ys, xq, 0.01, 5, adapt=adapt).flatten(0, 1), yq.flatten()).backward()
     def loop():
         _no_grads(peer)
-        for b in range(len(xs)): F.cross_entropy(_loop_maml(peer, *(o[b:b+1] for o in (xs, ys, xq)), 0.01, 5)[0], yq[b]).backward()
+        for b in range(len(xs)): F.cross_entropy(_loop_maml(head, body(xs[b])[None], ys[b:b+1], body(xq[b])[None], 0.01, 5)[0], yq[b]).backward()
     def by_higher(): _no_grads(peer); _higher_step(peer, opt, xs, ys, xq, yq, 5)
     peers = {'plain loop': (loop, 1)}
-    try: import higher; peers['higher'] = (by_higher, 1)
-    except ImportError: pass
-    return Work(_gradients(batched, device), peers, flops=_operations(loop), about=f'MAML, a meta-step on {len(xs)} tasks, {n_way}-way 1-shot, 5 queries, 5 second-order steps')
+    if adapt == 'all':
+        try: import higher; peers['higher'] = (by_higher, 1)
+        except ImportError: pass
+    return Work(_gradients(batched, device), peers, flops=_operations(loop), about=f'MAML, a meta-step on {len(xs)} tasks, {n_way}-way 1-shot, 5 queries, 5 second-order steps' + ('' if adapt == 'all' else ' of the head alone (ANIL)'))
 
 def _maml_eval(device='cpu', small=False):
     n, part = (8, 0.5) if small else (1000, 0.05)
@@ -207,7 +209,7 @@ def _task_draw(device='cpu', small=False):
 # %% ../nbs/70_bench.ipynb #f7bcf5c0
 def _embedding(small):
     "`(z, name)`: a real embedding"
-    try: images, name = omniglot().split_classes(1100, 100, 423, seed=0)[0], 'Omniglot'
+    try: images, name = omniglot(data_root('omniglot')).split_classes(1100, 100, 423, seed=0)[0], 'Omniglot' # nothing is downloaded
     except FileNotFoundError: images, name = glyphs(), 'glyphs'
     images = images[::10] if small else images
     d = 16 if small else 128
@@ -260,7 +262,7 @@ def _demo(device='cpu', small=False):
     return Work(run, {}, about='cactus_demo, from nothing to the table and the picture', rounds=1, more=more)
 
 # %% ../nbs/70_bench.ipynb #d1ed5b6c
-works = dict(maml_step_5way=partial(_maml_step, 5), maml_step_20way=partial(_maml_step, 20), proto_step=_proto_step, maml_eval=_maml_eval,
+works = dict(maml_step_5way=partial(_maml_step, 5), maml_step_20way=partial(_maml_step, 20), maml_step_head=partial(_maml_step, 20, adapt='head'), proto_step=_proto_step, maml_eval=_maml_eval,
              partitions=_partitions, task_draw=_task_draw, embed=_embed, demo=_demo)
 on_gpu = dict(maml_fit=partial(_fit, 'maml'), proto_fit=partial(_fit, 'protonets'), partitions_paper=partial(_partitions, paper=True))
 
@@ -356,7 +358,9 @@ def cactus_bench(
     if growth: res['growth'] = _growth(note=say)
     else:
         res |= dict(rates=machine_rates(device), rows=[])
-        for name in names: say(f'{name} …'); res['rows'].append(bench_row(name, res['rates'], device, rounds=rounds))
+        for name in names:
+            say(f'{name} …'); res['rows'].append(bench_row(name, res['rates'], device, rounds=rounds))
+            if out: write_json(out, res) # a later row may fail
     res['seconds'] = round(time.perf_counter() - start, 1)
     if out: write_json(out, res)
     if json: print(dumps(res, indent=1))

@@ -93,8 +93,8 @@ def greedy_starts(
 class KMeansResult:
     "What k-means found"
     labels: np.ndarray    # `[n]` int32, the nearest centroid of each point
-    centroids: np.ndarray # `[k, d]` float32, each the mean of its points, not stretched where there is a scale
-    inertia: float        # Sum of squared distances to the nearest centroid, over all points
+    centroids: np.ndarray # `[k, d]` float32, not stretched where there is a scale: the means of the iteration before, to which `labels` and `inertia` belong
+    inertia: float        # Sum of squared distances to the nearest centroid, over all points; to about 1e-7 of that to their mean
     n_iter: int           # Lloyd iterations that were run
 
 # %% ../nbs/06_kmeans.ipynb #0b7a3380
@@ -205,4 +205,5 @@ def kmeans(
         raise ValueError(f"n_clusters={n_clusters} over {len(x):,} points: give at least 1 and at most {len(x):,} clusters.")
     seeds = np.random.SeedSequence(seed).generate_state(n_init).tolist()
     points, scale = Points(x, 256*n_clusters, device), np.ones(x.shape[1], np.float32) if scale is None else np.float32(scale)
+    if scale.shape != x.shape[1:] or not np.isfinite(scale).all(): raise ValueError(f"scale {list(scale.shape)} over points of {x.shape[1]} dimensions: give a finite number for each dimension.")
     return min(kmeans_many(points, n_clusters, [(s, scale) for s in seeds], seed, max_iter, min(n_init, 4) if points.device.type == 'cpu' else None), key=lambda r: r.inertia)

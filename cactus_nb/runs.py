@@ -245,7 +245,8 @@ class ResumeCallback(Callback):
     order, run_valid = ProgressCallback.order+1, False
     def __init__(self,
         path:str|Path, # Checkpoint file, safetensors
-    ): self.path, self.start = Path(path), 0
+        of:dict|None=None, # What the fit is of, JSON values: a checkpoint of something else is refused
+    ): self.path, self.of, self.start = Path(path), json.loads(json.dumps(of)), 0
 
     def before_fit(self):
         self.start = 0
@@ -254,8 +255,9 @@ class ResumeCallback(Callback):
 
     def before_epoch(self):
         skip = self.epoch < self.start
-        for cb in self.learn.cbs.filter(lambda o: isinstance(o, TrackerCallback)): cb.run = not skip
+        for cb in self._trackers(): cb.run = not skip
         if skip: self.learn.recorder.run = False; raise CancelEpochException
+        if self.epoch == self.start > 0: self._go_on_tracking()
 
     def after_epoch(self):
         self.learn.recorder.run = True
@@ -266,7 +268,7 @@ class ResumeCallback(Callback):
 def _save(self:ResumeCallback):
     tensors, scalars = _opt_tensors(self.opt)
     weights = {f'model.{k}': v for k,v in self.model.state_dict().items()} | {f'opt.{k}': v for k,v in tensors.items()}
-    save_tensors(self.path, weights, dict(epochs=self.epoch+1, n_epoch=self.n_epoch, scalars=scalars,
+    save_tensors(self.path, weights, dict(epochs=self.epoch+1, n_epoch=self.n_epoch, scalars=scalars, of=self.of, tracked=[_as_tracked(cb, self.recorder.values[-1]) for cb in self._trackers()],
                                           passes=getattr(self.dls.train.dataset, 'passes', None)))
 
 # %% ../nbs/05_runs.ipynb #c043
@@ -276,13 +278,30 @@ def _load(self:ResumeCallback):
     if 'n_epoch' not in meta: raise ValueError(f"{self.path} was not written by ResumeCallback. Give another path.")
     if meta['n_epoch'] != self.n_epoch:
         raise ValueError(f"{self.path} was made by a fit of {meta['n_epoch']} epochs, this one has {self.n_epoch}. Remove it to start over.")
+    if self.of and meta.get('of') and (differ := [f"{k}: {meta['of'].get(k)} there, {v} here" for k,v in self.of.items() if meta['of'].get(k) != v]): raise ValueError(f"{self.path} is of another training ({'; '.join(differ)}). Give another path, or remove it to start over.")
     part = lambda name: {k[len(name):]: v for k,v in tensors.items() if k.startswith(name)}
     try: self.model.load_state_dict(part('model.'))
     except RuntimeError as e: raise ValueError(f"{self.path} holds the weights of another network ({str(e).splitlines()[-1].strip()}). Remove it to start over.") from e
     self.opt.zero_grad() # an interrupt may have left gradients
     _restore_opt(self.opt, part('opt.'), meta['scalars'])
     if meta['passes'] is not None: self.dls.train.dataset.passes = meta['passes']
-    self.start = meta['epochs']
+    self.start, self.tracked = meta['epochs'], meta.get('tracked') or []
+
+# %% ../nbs/05_runs.ipynb #08c3ed59
+@patch
+def _trackers(self:ResumeCallback): return [cb for cb in self.learn.cbs if isinstance(cb, TrackerCallback)]
+
+def _as_tracked(cb, values):
+    "What fastai's `TrackerCallback` and `EarlyStoppingCallback` will know after an epoch of these figures"
+    better = bool(cb.comp(values[cb.idx] - cb.min_delta, cb.best))
+    return dict(cb=type(cb).__name__, monitor=cb.monitor, best=float(values[cb.idx] if better else cb.best), wait=0 if better else getattr(cb, 'wait', 0) + 1)
+
+@patch
+def _go_on_tracking(self:ResumeCallback):
+    for cb in self._trackers():
+        found = [o for o in self.tracked if (o['cb'], o['monitor']) == (type(cb).__name__, cb.monitor)]
+        if found: cb.best = found[0]['best']
+        if found and hasattr(cb, 'wait'): cb.wait = found[0]['wait']
 
 # %% ../nbs/05_runs.ipynb #c052
 class HistoryCallback(CSVLogger):
@@ -290,6 +309,7 @@ class HistoryCallback(CSVLogger):
     order = ResumeCallback.order+1
     def before_fit(self):
         if hasattr(self, 'gather_preds'): return
+        if hasattr(self, 'lr_finder') or self.learn.lock.locked(): self.run = False; return # the file is of fits
         path, start = self.path/self.fname, getattr(getattr(self.learn, 'resume', None), 'start', 0)
         kept = path.read_text().splitlines()[:start+1] if start and path.exists() else []
         super().before_fit()

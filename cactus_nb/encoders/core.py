@@ -24,6 +24,7 @@ from fastcore.foundation import L
 from torch import nn
 import cactus_nb
 from ..data.core import ImageSet, check_counts, check_images
+from ..data.transforms import ImageTransform, as_transform
 from ..runs import ResumeCallback, TrimCallback, load_tensors, read_json, save_tensors, seeded, write_json
 
 # %% ../../nbs/10_encoders.core.ipynb #65065e77
@@ -97,15 +98,26 @@ def _make(path, meta, given):
     "The encoder that a file's header describes, after the one that it wraps, if any"
     name, config = meta.get('encoder'), meta.get('config', {})
     if name not in Encoder.known:
-        raise ValueError(f"{path} holds encoder {name!r}; known here: {', '.join(Encoder.known)}. Import the module that defines it first.")
+        raise ValueError(f"{path} holds encoder {name!r}; known here: {', '.join(sorted(Encoder.known))}. Import the module that defines it first.")
     if 'encoder' in config: config, given = config | dict(encoder=_make(path, config['encoder'], given)), {}
-    return Encoder.known[name](**config, **given)
+    if 'transform' in config: config = config | dict(transform=_by_name(config['transform']))
+    return Encoder.known[name](**config | given)
+
+class _Lost(ImageTransform):
+    "A transform of the user's own, which a file can only name; to embed, none is needed"
+    n_random, name = 1, None
+    def __init__(self, name): self.name = name
+    def _apply(self, x, u): raise ValueError(f"The transform {self.name!r} of this encoder is a function of its own, and no file holds it. Give it to train on: Encoder.load(path, transform=...).")
+
+def _by_name(name):
+    try: return as_transform(name)
+    except ValueError: return _Lost(name)
 
 # %% ../../nbs/10_encoders.core.ipynb #c016
 @patch(cls_method=True)
 def load(cls:Encoder,
     path:str|Path, # File that `save` wrote
-    **given        # Arguments of the constructor that no file holds: `device`, or the `model` of a `ModuleEncoder`
+    **given        # Arguments of the constructor that no file holds: `device`, the `model` of a `ModuleEncoder`, a `transform` of one's own
 ) -> Encoder:
     "Read an encoder of any known class; raises `FileNotFoundError`, or `ValueError` for a damaged or foreign file"
     state, meta = load_tensors(path)
@@ -129,7 +141,7 @@ class PCA(Encoder):
     name = 'pca'
     def __init__(self,
         n_components:int=128, # Width d of the embedding; at most the number of pixels and of images
-        whiten:bool=False,    # Scale every component to variance 1?
+        whiten:bool=False,    # Scale every component to variance 1? Those without, under a millionth of the first's, become 0
         max_gb:float=2,       # Memory for the pixels as floats while it learns, in GB; of more images, a part is drawn
         seed:int=0,           # Seed of that draw, and of the solver for more than 4,096 pixels
     ):
@@ -144,9 +156,13 @@ class PCA(Encoder):
         images = _sample(images, d, max_gb, seed)
         if n > min(len(images), d): raise ValueError(f"n_components={n}, but {len(images):,} images of {images.shape} have at most {min(len(images), d)}. Lower n_components.")
         solver = 'covariance_eigh' if d <= 4096 else 'randomized' # a covariance of 84×84×3 pixels would take gigabytes
-        pca = SkPCA(n, svd_solver=solver, random_state=seed, copy=False).fit(_flat(images.x))
-        scale = pca.explained_variance_**-0.5 if whiten else np.ones(n)
-        self._state = dict(mean=np.float32(pca.mean_), components=np.float32(pca.components_ * scale[:,None]))
+        x = _flat(images.x)
+        mean = x.mean(0, dtype=np.float64)
+        x -= np.float32(mean) # before the products, where float32 would lose what is small beside it
+        pca = SkPCA(n, svd_solver=solver, random_state=seed, copy=False).fit(x)
+        var = pca.explained_variance_
+        scale = np.where(var > 1e-6*var[0], np.maximum(var, 1e-30), np.inf)**-0.5 if whiten else np.ones(n) # what is less is rounding: 0
+        self._state = dict(mean=np.float32(mean + pca.mean_), components=np.float32(pca.components_ * scale[:,None]))
 
 # %% ../../nbs/10_encoders.core.ipynb #c021
 @patch
@@ -242,11 +258,12 @@ class NetEncoder(Encoder):
     def _build(self):
         with seeded(self.config['seed']): self.net = self.network().to(self.device, memory_format=torch.channels_last)
     def state(self): return self.net.state_dict() if self.net else {}
+    def _ready(self): return self._fitted
     def load_state(self, state): # tensors by name
         missing, alien = self.net.load_state_dict(state, strict=False)
         bad = [*alien, *(k for k in missing if not k.startswith(self.judges))]
         if bad: raise RuntimeError(f'the weights {bad[0]!r} do not fit')
-        self.whole = not missing # is what judges there too?
+        self.whole, self._fitted = not missing, True # `whole`: is what judges there too?
 
 # %% ../../nbs/10_encoders.core.ipynb #16898723
 class StopIfDiverged(Callback):
@@ -260,12 +277,18 @@ class StopIfDiverged(Callback):
     def _keep(self): self.good = {k: v.clone() for k,v in self.model.state_dict().items()}
     def after_loss(self):
         if not self.training or self.loss.device.type != 'cpu' and self.iter % self.every or self.loss.isfinite(): return
+        self._stop(f"The loss is {self.loss.item()} in epoch {self.epoch+1}, step {self.iter+1}")
+
+    def after_epoch(self): # before a checkpoint is written
+        figures = [o for v in self.recorder.values[-1:] for o in v if o is not None] # train and validation loss
+        if not all(v.isfinite().all() for v in self.model.state_dict().values()): self._stop(f"The weights are not finite after epoch {self.epoch+1}")
+        if not np.isfinite(figures).all(): self._stop(f"The losses are {figures} after epoch {self.epoch+1}")
+        self._keep()
+
+    def _stop(self, why):
         self.model.load_state_dict(self.good)
         what = f"those after {self.epoch} epochs" if self.epoch else 'those before the training'
-        raise ValueError(f"The loss is {self.loss.item()} in epoch {self.epoch+1}, step {self.iter+1}: the training diverged. The weights are {what}. Train again with a lower lr.")
-
-    def after_epoch(self):
-        if all(v.isfinite().all() for v in self.model.state_dict().values()): self._keep()
+        raise ValueError(f"{why}: the training diverged. The weights are {what}. Train again with a lower lr.")
 
 def effective_dimension(
     z:np.ndarray, # Embedding `[n, d]`
@@ -302,12 +325,12 @@ def learner(self:NetEncoder,
     "The stock `Learner` that `fit` trains"
     self.config['shape'] = list(images.shape); self._build()
     dls = image_dls(images, bs=self.config['bs'], seed=self.config['seed'], device=self.device)
-    cbs = [StopIfDiverged(), TrimCallback(), *self.callbacks(), *L(self.cbs), *([ResumeCallback(self.checkpoint)] if self.checkpoint else [])]
+    cbs = [StopIfDiverged(), TrimCallback(), *self.callbacks(), *L(self.cbs), *([ResumeCallback(self.checkpoint, self.config | dict(images=images.fingerprint))] if self.checkpoint else [])]
     return Learner(dls, self.net, loss_func=self.loss(), opt_func=type(self).opt_func, cbs=cbs)
 
 @patch
 def _fit(self:NetEncoder, images):
-    self.learn = self.learner(images)
+    self._fitted, self.learn = False, self.learner(images) # an interrupt leaves it so
     with (self.learn.no_bar() if self.quiet else nullcontext()): self._train(self.learn)
     few = images[np.unique(np.linspace(0, len(images)-1, min(len(images), 1000), dtype=int))]
     check_collapse(self._embed(few), type(self).__name__)

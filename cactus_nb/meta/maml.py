@@ -161,7 +161,7 @@ def at_head(
 ) -> tuple:          # The head, its parameters, features `[B, n, d]` for each of `images`; or the arguments as they are
     "Where the inner loop changes the head alone, run the body once; the scores and gradients are the same"
     if adapt != 'head' or not _ends_in_head(model): return model, params, *images
-    body, head, name = model[:-1], model[-1], f'{len(model)-1}.'
+    body, head, name = model[:-1], model[-1], f'{[*model._modules][-1]}.'
     own = {k: p for k,p in params.items() if not k.startswith(name)}
     features = [by_task(body, x.flatten(0, 1), len(x), own).view(*x.shape[:2], -1) for x in images]
     return head, {k.removeprefix(name): p for k,p in params.items() if k.startswith(name)}, *features

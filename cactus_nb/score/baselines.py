@@ -54,7 +54,7 @@ def knn_logits(
     dist, near = squared_distance(zq, zs).topk(min(k, zs.shape[1]), largest=False)
     hot = F.one_hot(ys, int(ys.max())+1).to(zq.dtype)
     votes = hot[torch.arange(len(ys), device=ys.device)[:,None,None], near]
-    closeness = 1/(1 + dist)/(2*dist.shape[-1])
+    closeness = (1 - dist/dist[...,-1:].clamp(min=1e-30))/(2*dist.shape[-1]) # beside the farthest that votes: the scale of the embedding does not matter
     return (votes*(1 + closeness[...,None])).sum(2)
 
 # %% ../../nbs/41_score.baselines.ipynb #c013
