@@ -223,7 +223,7 @@ def settled(line):
         if not re.search(r'█|\|-+\|', o): shown = o + shown[len(o):]
     return shown.rstrip() or None
 
-def local(o): return o.get('name') == 'stderr' and 'site-packages' in text(o.get('text'))  # a warning with the paths of one machine
+def local(o): return o.get('name') == 'stderr' and bool(re.search(r'^/\S+\.py:\d+: \w*Warning|site-packages', text(o.get('text')), re.M))  # a warning with the paths of one machine
 
 def lighter(data):
     "A picture, base64 of a PNG, in 256 colours, if it has more and is then smaller by a tenth"

@@ -68,6 +68,7 @@ def test_nothing_wrong(tmp_path):
     ([code('t', shown(text_html='<div style="color: red; width: 1200px">x</div>'))], 'a <div> is set to more than 720 pixels'),
     ([code('fit()', said('epoch\n█\r|--------| 3.00% [1/30]\r'))], "a progress bar in an output: 'fit()'"),
     ([code('fit()', said('/home/me/site-packages/x.py: Warning\n') | dict(name='stderr'))], "a warning with the paths of one machine: 'fit()'"),
+    ([code('fit()', said('/home/me/cactus_nb/x.py:9: UserWarning\n') | dict(name='stderr'))], "a warning with the paths of one machine: 'fit()'"),
     ([drawn('#| fig-alt: left: a dot\n')], "the options of a cell are no YAML, mapping values are not allowed here"),
     ([symbol('*Call self as a function.*')], "no docstring: ['f']"),
 ])
