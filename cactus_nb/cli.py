@@ -456,7 +456,7 @@ def _images_of(run, data, root, split):
 def _names(info, cfg):
     "`(method, embedding)` of a run, as a result row names them"
     if info['kind'] == 'labels': return f"oracle-{info['method']}", 'none'
-    return f"cactus-{info['method']}", info['embedding'] if info.get('embedding') else 'own' if cfg.get('embedding') else 'instance' if cfg.get('rounds') else cfg.get('encoder', 'own')
+    return f"cactus-{info['method']}", info.get('embedding') or ('own' if cfg.get('embedding') else 'instance' if cfg.get('rounds') else cfg.get('encoder', 'own'))
 
 # %% ../nbs/60_cli.ipynb #c060
 def _numbers(text, name):

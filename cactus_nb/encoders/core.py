@@ -161,7 +161,7 @@ class PCA(Encoder):
         x -= np.float32(mean) # before the products, where float32 would lose what is small beside it
         pca = SkPCA(n, svd_solver=solver, random_state=seed, copy=False).fit(x)
         var = pca.explained_variance_
-        scale = np.where(var > 1e-6*var[0], np.maximum(var, 1e-30), np.inf)**-0.5 if whiten else np.ones(n) # what is less is rounding: 0
+        scale = np.where(var > 1e-6*var[0], var, np.inf)**-0.5 if whiten else np.ones(n) # what is less is rounding: 0
         self._state = dict(mean=np.float32(mean + pca.mean_), components=np.float32(pca.components_ * scale[:,None]))
 
 # %% ../../nbs/10_encoders.core.ipynb #c021

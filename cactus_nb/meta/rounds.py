@@ -211,8 +211,8 @@ def _source(self:ReclusterCallback, rnd, parts, now):
 # %% ../../nbs/33_meta.rounds.ipynb #adbf98ae
 @patch
 def _look(self:ReclusterCallback, done, rnd=None):
-    "Judge round `done` by its embedding: the partitions for the next, or None where it was thrown away"
-    x, again = self.dls.train.dataset.x, rnd is not None
+    "Judge round `done` by its embedding: the partitions for the next, `rnd`, or None where there is none to go on with"
+    x, last = self.dls.train.dataset.x, rnd is None
     rnd = rnd or (self.rounds[done] if done else Round(1, max(2, len(x)//15)))
     way, k, q = self._form(rnd)
     z = round_embedding(self.learn, x, self.seed, rnd.turns)
@@ -223,9 +223,10 @@ def _look(self:ReclusterCallback, done, rnd=None):
         if agree < self.least*best: raise ValueError(f"Round {done} has lost what was learnt: its partitions agree to {agree:.3f}, those of the best round before to {best:.3f}.")
     except ValueError as e: return self._go_back(e)
     self._note(done, parts, agree)
+    if last: return
     parts = parts if rnd.core == 1 else cluster_cores(parts, z, rnd.core, k + q)
     fewest = min(len(parts.sizes(p)) for p in range(len(parts)))
-    if not again or fewest >= way: return parts
+    if fewest >= way: return parts
     self.at = None
     warnings.warn(f"Round {done+1} has tasks of n_way={way} clusters of {k + q} images (k_shot={k} + n_query={q}), and a partition has {fewest} such (n_clusters={rnd.n_clusters}, core={rnd.core}). Give fewer clusters, a larger core or smaller tasks. The training ends here, with the weights of round {done}.")
 

@@ -91,13 +91,15 @@ class _Method:
 @torch.no_grad()
 @tf32(False)
 def _score(method, x, sampler, n_tasks, budget):
-    "Accuracy of each task `[..., n_tasks]`, percent, after each step where the method has some; meta-batches as large as `budget` bytes allow"
+    "Accuracy of each task `[..., n_tasks]`, percent, after each step where the method has some, and a digest of the tasks; meta-batches as large as `budget` bytes allow"
     need = sampler.n_way*(sampler.k_shot + sampler.n_query)
-    bs, found = max(1, budget//(4*need*x[0].numel())), []
+    bs, found, digest = max(1, budget//(4*need*x[0].numel())), [], blake2b(digest_size=8)
     for start in range(0, n_tasks, bs):
-        logits, yq = _answers(method, x, sampler.sample(min(bs, n_tasks-start), start), sampler.k_shot, start)
+        rows = sampler.sample(min(bs, n_tasks-start), start)
+        digest.update(rows.cpu().numpy().tobytes())
+        logits, yq = _answers(method, x, rows, sampler.k_shot, start)
         found.append((logits.argmax(-1) == yq).float().mean(-1).cpu())
-    return 100*torch.cat(found, -1).double().numpy()
+    return 100*torch.cat(found, -1).double().numpy(), digest.hexdigest()
 
 # %% ../../nbs/40_score.evaluate.ipynb #c020
 def _answers(method, x, rows, k_shot, start=0):
@@ -133,8 +135,7 @@ def _evaluate(method, images, x, n_way, k_shot, n_query, n_tasks, seed, budget=2
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks.")
     sampler = label_sampler(images, n_way, k_shot, n_query, seed)
     x = method.features(images) if x is None else x
-    acc = _score(method, x, sampler, n_tasks, budget)
-    digest = blake2b(sampler.sample(n_tasks).numpy().tobytes(), digest_size=8).hexdigest()
+    acc, digest = _score(method, x, sampler, n_tasks, budget)
     return FewShotResult(acc if acc.ndim == 1 else acc[-1], n_way, k_shot, n_query, seed, f'{images.name} {images.fingerprint}', *((None, None) if acc.ndim == 1 else (acc, method.steps)), digest)
 
 # %% ../../nbs/40_score.evaluate.ipynb #c035
