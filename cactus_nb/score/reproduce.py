@@ -6,7 +6,7 @@
 __all__ = ['Figure', 'tasks', 'protocol_version', 'protocols', 'trainings', 'sources', 'rows', 'tables', 'presets', 'epoch',
            'paper_figure', 'Row', 'steps_of', 'row_settings', 'why_not', 'OutOfTime', 'StopInTime', 'results_of',
            'results_folder', 'read_row', 'read_rows', 'run_row', 'comparison', 'comparison_table', 'provenance',
-           'gains', 'show_comparison', 'cactus_reproduce']
+           'differences', 'gains', 'show_comparison', 'cactus_reproduce']
 
 # %% ../../nbs/42_score.reproduce.ipynb #7144c826
 import re, sys, time
@@ -481,21 +481,32 @@ def provenance(
     return res
 
 # %% ../../nbs/42_score.reproduce.ipynb #952bfe13
+def differences(
+    pairs:list, # Of names of rows: what is looked at, and what is taken from it
+    folder:str|Path|None=None, # With result files; `results_folder()` if None
+) -> pd.DataFrame: # A line per pair, seed and preset: points with their 95 % interval, in brackets the paper's points; empty where no pair has both results
+    "One row less another, task by task, wherever both were scored on the same tasks"
+    found, lines = read_rows(folder)[0], []
+    of = lambda name: {(r['seed'], r['preset'], r['images']): results_of(r) for r in reversed(found.get(name, []))} # the nearest to the protocol
+    for name,other in pairs:
+        theirs, paper = of(other), [rows[o].paper if o in rows else {} for o in (name, other)]
+        for key,ours in of(name).items():
+            points = {}
+            for t,r in ours.items():
+                if t not in theirs.get(key, {}) or r.n_tasks != theirs[key][t].n_tasks: continue
+                (a, b), d = [p.get(t) for p in paper], r - theirs[key][t]
+                points['{}-way {}-shot'.format(*t)] = f'{d.mean:+.2f} ± {d.ci95:.2f}' + (f' ({a.mean - b.mean:+.2f})' if a and b and a.mark == b.mark == 'V' else '')
+            if points: lines.append(dict(row=name, less=other, preset=key[1], seed=key[0]) | points)
+    return pd.DataFrame(lines).set_index('row').rename_axis(None).fillna('') if lines else pd.DataFrame()
+
 def gains(
     df:pd.DataFrame, # From `comparison`
     base:str='knn',  # The method to measure against, on the same embedding
     folder:str|Path|None=None, # With result files; `results_folder()` if None
-) -> pd.DataFrame:   # A line per row and seed, points with their 95 % interval; empty where no row has both results
+) -> pd.DataFrame:   # As from `differences`
     "What CACTUs adds to a baseline on its embedding, task by task"
-    found, lines = read_rows(folder)[0], []
-    of = lambda name: {(r['seed'], r['preset'], r['images']): results_of(r) for r in reversed(found.get(name, []))} # the nearest to the protocol
-    for name in dict.fromkeys(df[df.method.str.startswith('cactus-')].row):
-        other = re.sub('cactus-(protonets|maml).*', base, name)
-        theirs = of(other)
-        for key,ours in of(name).items():
-            points = {f'{w}-way {k}-shot': f'{(d := r - theirs[key][w,k]).mean:+.2f} ± {d.ci95:.2f}' for (w,k),r in ours.items() if (w,k) in theirs.get(key, {})}
-            if points: lines.append(dict(row=name, over=other, preset=key[1], seed=key[0]) | points)
-    return pd.DataFrame(lines).set_index('row').rename_axis(None).fillna('') if lines else pd.DataFrame()
+    return differences([(n, re.sub('cactus-(protonets|maml).*', base, n)) for n in dict.fromkeys(df[df.method.str.startswith('cactus-')].row)], folder)
+
 
 # %% ../../nbs/42_score.reproduce.ipynb #6aa8dd01
 def show_comparison(
@@ -513,7 +524,9 @@ def show_comparison(
             if not pd.isna(o.ours): ax.errorbar(o.ours, y, xerr=o.ci95, fmt='o', ms=5, mfc=fill, mec='#2a9d5c', ecolor='#2a9d5c')
         ax.set_title(f'{w}-way {k}-shot', fontsize=9); ax.grid(axis='y', alpha=0.3); ax.spines[['top','right']].set_visible(False)
     axs[0].set_yticks(range(len(names)), names, fontsize=8); axs[0].set_ylim(len(names)-0.5, -0.5)
-    axs[len(axs)//2].set_xlabel('accuracy, %: ◇ paper, ● ours done, ○ ours partial')
+    known, ours = df[df.paper.notna()], df[df.ours.notna()]
+    marks = {'◇ paper': (known['mark'] == 'V').any(), '◇ pale: paper, from memory': (known['mark'] != 'V').any(), '● ours, done': (ours.state == 'done').any(), '○ ours, partial': (ours.state != 'done').any()}
+    axs[len(axs)//2].set_xlabel('accuracy, % (each panel has its own axis): ' + ', '.join(k for k,there in marks.items() if there))
     return axs
 
 # %% ../../nbs/42_score.reproduce.ipynb #0cf03075
