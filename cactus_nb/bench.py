@@ -25,7 +25,7 @@ from .meta.capture import CaptureCallback, record_graph
 from .meta.learner import StayOnDevice, maml_learner, paper_adam, proto_learner
 from .meta.maml import InnerLoop, maml_logits
 from .meta.protonet import embed_images, proto_logits
-from .runs import check_device, environment, read_json, seeded, trim_memory, write_json
+from .runs import check_device, environment, read_json, seeded, tf32, trim_memory, write_json
 from .tasks.partition import Partitions, kmeans_partitions, label_partition, random_scale
 from .tasks.sample import TaskSampler, gather_task, task_dls
 
@@ -37,7 +37,7 @@ def in_turn(
     device='cpu',   # Where they compute; a GPU is waited for
 ) -> dict: # Seconds of each call, by name
     "Call functions in turn, so that what disturbs the machine disturbs all of them"
-    wait = torch.cuda.synchronize if torch.device(device).type == 'cuda' else lambda: None
+    wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == 'cuda' else lambda: None
     took = {k: [] for k in sides}
     for r in range(warm + rounds):
         for k,f in sides.items():
@@ -46,6 +46,7 @@ def in_turn(
     return took
 
 # %% ../nbs/70_bench.ipynb #8825b969
+@tf32(False)
 def machine_rates(
     device='cpu', # Where to measure
 ) -> dict: # `flops` a second of a matrix product, `bytes` a second read and written by a copy
@@ -254,7 +255,7 @@ def _fit(method, device='cpu', small=False):
 def _demo(device='cpu', small=False):
     def run():
         with tempfile.TemporaryDirectory() as tmp:
-            args = ['--out', f'{tmp}/demo', *(['--epochs', '1', '--n-tasks', '20', '--n-test', '20'] if small else [])]
+            args = ['--out', f'{tmp}/demo', '--device', str(device), *(['--epochs', '1', '--n-tasks', '20', '--n-test', '20'] if small else [])]
             done = subprocess.run([sys.executable, '-c', 'from cactus_nb.cli import cactus_demo; cactus_demo()', *args], capture_output=True, text=True)
             if done.returncode: raise ValueError(f'The demo failed: {done.stderr.strip().splitlines()[-1]}')
             more['rows'] = {f"{o['method']} {o['n_way']}-way": o['mean'] for o in read_json(Path(tmp)/'demo'/'result.json')['rows']}
@@ -266,6 +267,7 @@ works = dict(maml_step_5way=partial(_maml_step, 5), maml_step_20way=partial(_mam
              partitions=_partitions, task_draw=_task_draw, embed=_embed, demo=_demo)
 on_gpu = dict(maml_fit=partial(_fit, 'maml'), proto_fit=partial(_fit, 'protonets'), partitions_paper=partial(_partitions, paper=True))
 
+@tf32(False) # both sides multiply float32 as float32
 def bench_row(
     name:str,      # One of `works`, or of `on_gpu`
     rates:dict,    # From `machine_rates`
@@ -353,6 +355,7 @@ def cactus_bench(
     names = [*all] if rows is None else rows.split(',')
     if bad := [o for o in names if o not in all]: raise ValueError(f"rows: {bad[0]!r} is {'for a GPU: give its --device' if bad[0] in on_gpu else 'not known'}; choose of {', '.join(all)}.")
     if rounds < 1: raise ValueError(f"rounds={rounds}: give at least 1.")
+    if growth and torch.device(device).type != 'cpu': raise ValueError(f"--growth is measured on the processor: leave --device {device} out.")
     say, start, env = partial(print, file=sys.stderr), time.perf_counter(), environment(device)
     res = dict(device=env['device'], threads=env['threads'], commit=env['commit'], platform=env['platform'], torch=env['versions']['torch'])
     if growth: res['growth'] = _growth(note=say)

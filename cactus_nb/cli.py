@@ -322,7 +322,8 @@ def _train(cfg, out, n_test, start, device=None):
     name, parts = _training_tasks(run, train)
     learn = train_stage(run, train if name == 'none' else train.unlabelled(), parts, shown)
     scored, what = (valid, 'valid') if valid is not None else (shown if cfg.get('rounds') else _pseudo_classes(run, train, parts), 'pseudo')
-    with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, _shots(cfg, valid), n_tasks=n_test, seed=seed)
+    n_query = 5 if valid is not None or cfg.get('rounds') else min(5, cfg['n_query']) # held-out clusters have no more images for sure
+    with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, _shots(cfg, valid), n_query, n_test, seed)
     rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **_how(run.path)) for r in grid.values()]
     _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed, device), f"cactus_eval --run {run.path} scores it on new classes")
 
@@ -464,11 +465,12 @@ def _numbers(text, name):
     except ValueError: raise ValueError(f"--{name} {text}: give whole numbers with commas between, such as 5,20.") from None
 
 # %% ../nbs/60_cli.ipynb #c061
-def _as_asked(run, info, n_way, test_steps, fresh_head, device):
+def _as_asked(run, info, images, n_way, test_steps, fresh_head, device):
     "`(learner, ways to score)`"
     maml, most = info['method'] == 'maml', info['n_way']
     if not maml and (test_steps is not None or fresh_head): raise ValueError(f"{run} is a run of {info['method']}, which has no inner steps and no head: leave --test_steps and --fresh_head out.")
-    n_ways = _numbers(n_way or ','.join(str(w) for w in presets.get(info.get('data'), {}).get('ways', (5, 20)) if not maml or fresh_head or w <= most) or most, 'n_way')
+    most = min(most if maml and not fresh_head else np.inf, np.inf if images.y is None else images.n_classes)
+    n_ways = _numbers(n_way or ','.join(str(w) for w in presets.get(info.get('data'), {}).get('ways', (5, 20)) if w <= most) or most, 'n_way')
     return load_run(run, device=device, **{k: v for k,v in dict(test_steps=test_steps, head='fresh' if fresh_head else None).items() if v is not None}), n_ways
 
 # %% ../nbs/60_cli.ipynb #f5891ead
@@ -483,9 +485,12 @@ def _embedding_alone(run, grid, score):
     return [result_row(r, name, of, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for name,r,d in alone]
 
 # %% ../nbs/60_cli.ipynb #e378fc87
+def _check_rounds(run, data):
+    if not (Path(run)/'rounds'/'rounds.json').exists(): raise ValueError(f"{run} was not trained in rounds: leave --rounds out.")
+    if data and data not in datasets: raise ValueError(f"--rounds looks at the clusters of the run's own images with their labels: leave --data {data} out, or --rounds.")
+
 def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info, split):
     "What each round was trained on, and what came of it"
-    if not (Path(run)/'rounds'/'rounds.json').exists(): raise ValueError(f"{run} was not trained in rounds: leave --rounds out.")
     rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed, bn=info.get('bn'))
     write_json(Path(run)/('rounds.json' if split == 'test' else f'rounds-{split}.json'), read_json(Path(run)/'env.json') | dict(data=info['data'], method=info['method'], adapt=info.get('maml', {}).get('adapt'), n_filters=info['backbone'].get('n_filters'), bn=info.get('bn'), split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), transform=info['transform'], minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
     print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
@@ -494,7 +499,7 @@ def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info, split
 @_command
 def cactus_eval(
     run:str=None,        # Run folder that cactus_train or cactus_demo wrote; needed
-    n_way:str=None,      # Classes in a task, several with commas between; 5,20 if not given, or what the run has outputs for
+    n_way:str=None,      # Classes in a task, several with commas between; 5,20 if not given, or as many as there are classes and outputs
     k_shot:str='1,5',    # Support images a class, several with commas between
     n_query:int=5,       # Query images a class
     n_test:int=1000,     # Tasks for each combination
@@ -514,9 +519,10 @@ def cactus_eval(
     _one_of(split=(split, ('valid', 'test')))
     if every < 1: raise ValueError(f"every={every}: give at least 1.")
     if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
+    if rounds: _check_rounds(run, data)
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
-    learn, n_ways = _as_asked(run, info, n_way, test_steps, fresh_head, device)
+    learn, n_ways = _as_asked(run, info, images, n_way, test_steps, fresh_head, device)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
     grid = score(_to_score(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]

@@ -18,7 +18,7 @@ _chunk, _block = 16_384, 1024 # rows that are converted, and rows that are compa
 def _with_one(x, mean):
     "Rows about the mean, with a one appended: a float32 tensor `[n, d+1]`"
     out = np.empty((len(x), x.shape[1]+1), np.float32)
-    np.subtract(x, mean, out=out[:,:-1], dtype=np.float32, casting='unsafe')
+    np.subtract(x, mean, out=out[:,:-1], dtype=mean.dtype, casting='unsafe')
     out[:,-1] = 1
     return torch.from_numpy(out)
 
@@ -36,7 +36,7 @@ class Points:
         largest = np.max([o for o,_ in seen])
         if not largest < 1e15: # its square must fit into float32
             raise ValueError(f"Points are [n, d], finite and of less than 1e15; given {list(x.shape)}, the largest {largest:g}. Reshape or scale them.")
-        self.mean = np.float32(sum(o for _,o in seen)/len(x))
+        self.mean = (sum(o for _,o in seen)/len(x)).astype(np.float32 if np.can_cast(x.dtype, np.float32) else np.float64) # numbers of more digits than float32 has are moved before they are rounded
         if len(x) <= keep: self.kept = _with_one(x, self.mean).to(self.device)
         self.squares = sum(o[:,:-1].square().sum(0, dtype=torch.float64) for o in self.chunks()) # `[d]`, about the mean
 
@@ -93,7 +93,7 @@ def greedy_starts(
 class KMeansResult:
     "What k-means found"
     labels: np.ndarray    # `[n]` int32, the nearest centroid of each point
-    centroids: np.ndarray # `[k, d]` float32, not stretched where there is a scale: the means of the iteration before, to which `labels` and `inertia` belong
+    centroids: np.ndarray # `[k, d]` float32 (float64 where the points have more digits), not stretched where there is a scale: the means of the iteration before, to which `labels` and `inertia` belong
     inertia: float        # Sum of squared distances to the nearest centroid, over all points; to about 1e-7 of that to their mean
     n_iter: int           # Lloyd iterations that were run
 
@@ -183,7 +183,7 @@ def kmeans_many(
     few, jobs, at_once = points.sample(256*n_clusters, seed), iter(jobs), at_once or (4 if points.device.type == 'cpu' else 64)
     while now := list(islice(jobs, at_once)):
         scales = torch.stack([torch.as_tensor(s, dtype=torch.float32) for _,s in now]).to(points.device)
-        c = np.float32(few.x[greedy_starts(few.kept, scales, n_clusters, [s for s,_ in now], at_once).cpu()])
+        c = few.x[greedy_starts(few.kept, scales, n_clusters, [s for s,_ in now], at_once).cpu()].astype(points.mean.dtype)
         if len(few) < len(points): # the first iterations see few of the points
             c = np.stack([r.centroids for r in lloyd(few, c, scales, max_iter, tol)])
         yield from lloyd(points, c, scales, max_iter, tol)

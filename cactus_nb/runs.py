@@ -15,9 +15,9 @@ from pathlib import Path
 
 import cactus_nb, torch
 from fastcore.basics import patch
-from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.progress import CSVLogger, ProgressCallback
-from fastai.callback.tracker import TrackerCallback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, TrackerCallback
 from safetensors import safe_open
 from safetensors.torch import save
 from .data.core import atomic_write
@@ -158,8 +158,8 @@ class Run:
             raise ValueError(f"{self.path} holds files, but no env.json of this library, so it is no run folder. Choose an empty or a new folder.")
         if (self.path/'config.json').exists(): self._check_same(read_json(self.path/'config.json'))
         env, before = environment(device), read_json(self.path/'env.json') if (self.path/'env.json').exists() else {}
-        commits = list(dict.fromkeys([*before.get('commits', []), env['commit']])) # of all sittings
-        write_json(self.path/'env.json', env | before | dict(seed=config.get('seed'), commits=commits)) # first: it says whose folder this is
+        sittings = {f'{k}s': list(dict.fromkeys([*before.get(f'{k}s', []), env[k]])) for k in ('commit', 'device')}
+        write_json(self.path/'env.json', env | before | dict(seed=config.get('seed'), **sittings)) # first: it says whose folder this is
         write_json(self.path/'config.json', self.config)
 
 # %% ../nbs/05_runs.ipynb #c028
@@ -198,6 +198,7 @@ def stage(self:Run,
     name:str, # Name of the stage, noted as done when the block succeeds
 ):
     "Time a stage and note that it is finished; an interrupted stage keeps its seconds under `name (stopped)`"
+    if self.now: raise ValueError(f"Stage {name!r} inside of stage {self.now[0]!r}: finish that one first.")
     self.now = name, time.perf_counter(), self.staged, self.stages.get(name + _stopped, 0)
     done = False
     try: yield; done = True
@@ -246,7 +247,7 @@ class ResumeCallback(Callback):
     def __init__(self,
         path:str|Path, # Checkpoint file, safetensors
         of:dict|None=None, # What the fit is of, JSON values: a checkpoint of something else is refused
-    ): self.path, self.of, self.start = Path(path), json.loads(json.dumps(of)), 0
+    ): self.path, self.of, self.start = Path(path), json.loads(json.dumps(of, default=_plain)), 0
 
     def before_fit(self):
         self.start = 0
@@ -267,8 +268,11 @@ class ResumeCallback(Callback):
 @patch
 def _save(self:ResumeCallback):
     tensors, scalars = _opt_tensors(self.opt)
+    tracked, lrs = [_as_tracked(cb, self.recorder.values[-1]) for cb in self._trackers()], [h['lr'] for h in self.opt.hypers]
+    for cb,o in zip(self._trackers(), tracked):
+        if _lowers(cb, o): lrs, o['wait'] = [max(lr/cb.factor, cb.min_lr) for lr in lrs], 0
     weights = {f'model.{k}': v for k,v in self.model.state_dict().items()} | {f'opt.{k}': v for k,v in tensors.items()}
-    save_tensors(self.path, weights, dict(epochs=self.epoch+1, n_epoch=self.n_epoch, scalars=scalars, of=self.of, tracked=[_as_tracked(cb, self.recorder.values[-1]) for cb in self._trackers()],
+    save_tensors(self.path, weights, dict(epochs=self.epoch+1, n_epoch=self.n_epoch, scalars=scalars, of=self.of, tracked=tracked, lrs=lrs,
                                           passes=getattr(self.dls.train.dataset, 'passes', None)))
 
 # %% ../nbs/05_runs.ipynb #c043
@@ -284,6 +288,7 @@ def _load(self:ResumeCallback):
     except RuntimeError as e: raise ValueError(f"{self.path} holds the weights of another network ({str(e).splitlines()[-1].strip()}). Remove it to start over.") from e
     self.opt.zero_grad() # an interrupt may have left gradients
     _restore_opt(self.opt, part('opt.'), meta['scalars'])
+    if meta.get('lrs'): self.opt.set_hyper('lr', meta['lrs'])
     if meta['passes'] is not None: self.dls.train.dataset.passes = meta['passes']
     self.start, self.tracked = meta['epochs'], meta.get('tracked') or []
 
@@ -296,12 +301,15 @@ def _as_tracked(cb, values):
     better = bool(cb.comp(values[cb.idx] - cb.min_delta, cb.best))
     return dict(cb=type(cb).__name__, monitor=cb.monitor, best=float(values[cb.idx] if better else cb.best), wait=0 if better else getattr(cb, 'wait', 0) + 1)
 
+def _lowers(cb, o): return isinstance(cb, ReduceLROnPlateau) and o['wait'] >= cb.patience # will it lower the rate, by what it will know?
+
 @patch
 def _go_on_tracking(self:ResumeCallback):
     for cb in self._trackers():
         found = [o for o in self.tracked if (o['cb'], o['monitor']) == (type(cb).__name__, cb.monitor)]
         if found: cb.best = found[0]['best']
         if found and hasattr(cb, 'wait'): cb.wait = found[0]['wait']
+        if found and isinstance(cb, EarlyStoppingCallback) and cb.wait >= cb.patience: raise CancelFitException # it had stopped
 
 # %% ../nbs/05_runs.ipynb #c052
 class HistoryCallback(CSVLogger):

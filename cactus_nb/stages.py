@@ -285,14 +285,15 @@ def train_stage(
         low, fast = _in_bfloat16(cfg.get('precision'), run.device), cfg.get('precision') == 'tf32'
         capture = run.device and torch.device(run.device).type != 'cpu'
         rounds = [Round(**o) for o in cfg.get('rounds') or []]
-        cbs = [ResumeCallback(path/'checkpoint.safetensors'), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *([Bfloat16()] if low else []), *([CaptureCallback()] if capture else []), *run.cbs]
+        precision = 'bfloat16' if low else 'tf32' if fast else 'float32'
+        cbs = [ResumeCallback(path/'checkpoint.safetensors', dict(precision=precision)), HistoryCallback(), TrimCallback(), *([ClipGradValue(cfg['clip'])] if cfg.get('clip') else []), *([Bfloat16()] if low else []), *([CaptureCallback()] if capture else []), *run.cbs]
         with run.stage(name), tf32(fast), (nullcontext() if sys.stdout.isatty() else learn.no_bar()):
             if rounds: rounds = fit_rounds(learn, rounds, cfg['lr'], cfg['seed'], path/'rounds', cbs).log # those that were kept
             else: (learn.fit if cfg.get('schedule') == 'constant' else learn.fit_one_cycle)(cfg['epochs'], cfg['lr'], cbs=cbs)
             about = {k: cfg.get(k) for k in ('data', 'split', 'seed', 'root', 'size', 'channels', 'on_error', 'fingerprint', 'bn')}
             about['embedding'] = getattr(partitions, 'notes', [{}])[0].get('embedding')
             if rounds: about['transform'] = ' then '.join(dict.fromkeys(o.get('transform') or learn.dls.train_ds.transform_name for o in rounds))
-            save_run(learn, path, **about, steps=(sum(o['epochs'] for o in rounds) if rounds else cfg['epochs'])*len(dls.train), rounds=len(rounds) or None, precision='bfloat16' if low else 'tf32' if fast else 'float32',
+            save_run(learn, path, **about, steps=(sum(o['epochs'] for o in rounds) if rounds else cfg['epochs'])*len(dls.train), rounds=len(rounds) or None, precision=precision,
                      n_partitions=rounds[-1]['n_partitions'] if rounds else None if partitions.kind == 'labels' else len(partitions))
         (path/'checkpoint.safetensors').unlink(missing_ok=True)
     return load_run(path, device=run.device)

@@ -163,6 +163,8 @@ refuse('Images', 'arrays of another size, to be classified', lambda tmp: classif
 
 refuse('Your own folder', 'a folder that is not there', lambda tmp: read(tmp/'none'), FileNotFoundError)
 refuse('Your own folder', 'no path',                   lambda tmp: read(''))
+refuse('Your own folder', 'one path in place of a list', lambda tmp: folder_mod.decode_images('a.png', (1, 28, 28)))
+refuse('Your own folder', 'files none of which is there', lambda tmp: folder_mod.decode_images([tmp/'a.png', tmp/'b.png'], (1, 28, 28)), FileNotFoundError)
 refuse('Your own folder', 'a file',                    lambda tmp: read(file(tmp)), NotADirectoryError)
 refuse('Your own folder', 'an empty folder',           lambda tmp: read(tmp))
 refuse('Your own folder', 'a folder without images',   lambda tmp: read(folder(tmp, notes__txt='', table__csv='')))
@@ -360,6 +362,10 @@ refuse('Rounds', 'agreement of one partition',              lambda tmp: agreemen
 for given, a in {'NaN in two rows': np.where(np.arange(120)[:,None] % 60 == 7, np.nan, z), 'infinity': np.full((120, 2), np.inf), 'a collapsed embedding': np.ones((120, 3)), 'one number an image': z[:,0], 'one image': z[:1], 'text': [['a']]*120,
                  'rows of different lengths': [[1], [1,2]], 'nothing': None, 'values too large for float32': np.full((9, 2), 1e300)}.items(): refuse('Embeddings', given, lambda tmp, a=a: check_embedding(a))
 refuse('Embeddings', 'a row too few',                  lambda tmp: OwnEmbedding(z[:119], photos))
+refuse('Embeddings', 'what to pick, not as a function', lambda tmp: ModuleEncoder(nn.Linear(1, 1), pick='pooler_output'))
+refuse('Embeddings', 'a file of a module that is picked from, without the function', lambda tmp: (ModuleEncoder(nn.Conv2d(1, 2, 3), pick=lambda o: o[:,0]).save(tmp/'e'), Encoder.load(tmp/'e', model=nn.Conv2d(1, 2, 3))))
+refuse('Embeddings', 'a file of an own array, and other images of the same numbers', lambda tmp: (OwnEmbedding(z, photos).save(tmp/'e'), Encoder.load(tmp/'e').embed(ImageSet(255 - X))))
+refuse('Embeddings', 'two images for a GAN', lambda tmp: BiGAN(quiet=True).fit(photos[:2]))
 refuse('Embeddings', 'an array without its images',    lambda tmp: OwnEmbedding(z))
 refuse('Embeddings', 'a file that is not there',       lambda tmp: OwnEmbedding(tmp/'z.npy', photos))
 refuse('Embeddings', 'a file of Python objects',       lambda tmp: (np.save(tmp/'z.npy', np.array([{}]), allow_pickle=True), OwnEmbedding(tmp/'z.npy', photos)))
@@ -459,7 +465,9 @@ refuse('Partitions', 'a file that was cut short',      lambda tmp: (parts.save(t
 refuse('Partitions', 'a full disk',                    lambda tmp: (parts[:1].save(tmp/'p.npz'), stays(tmp/'p.npz', lambda: parts.save(tmp/'p.npz'), full_disk())), OSError)
 
 @take('Partitions', 'clusters that are too small, after all refits', 'images of small clusters are in none')
-def _(tmp): assert (kmeans_partitions(np.repeat([[0.,0],[1,1]], 60, 0), 6, 1, max_refits=1).labels >= 0).all()
+def _(tmp):
+    labels = kmeans_partitions(np.repeat([[0.,0],[1,1],[9,9]], [60, 60, 3], 0), 3, 1, max_refits=1, accept=0.9).labels[0]
+    assert (labels[:120] >= 0).all() and (labels[120:] == -1).all()
 
 
 # Tasks
@@ -536,6 +544,10 @@ def other_run(tmp, **kw):
     stays(tmp/'run'/'config.json', lambda: Run(tmp/'run', dict(n_way=5, seed=0) | kw))
 def saved(tmp, **info): save_tensors(tmp/'model.safetensors', protonets().model.state_dict(), describe(protonets()) | info); return load_run(tmp)
 def diverged(): learn = protonets(); learn.model[0][0].weight.data.fill_(np.nan); return learn
+def nested(tmp):
+    run = Run(tmp/'run', {})
+    with run.stage('embed'), run.stage('train'): pass
+refuse('Runs', 'a stage inside of another', nested)
 refuse('Runs', 'a run that is not there',              lambda tmp: load_run(tmp/'run'), FileNotFoundError)
 refuse('Runs', 'a folder of something else',           lambda tmp: load_run(folder(tmp, thesis__txt='mine')))
 refuse('Runs', 'a half-written run',                   lambda tmp: load_run(folder(tmp, config__json='{}')))

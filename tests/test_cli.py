@@ -135,6 +135,8 @@ def test_preset_best(tmp_path):
     from PIL import Image
     (tmp_path/'photos').mkdir()
     for i in range(120): Image.fromarray(torch.randint(0, 256, (28, 28), generator=rng, dtype=torch.uint8).numpy()).save(tmp_path/'photos'/f'{i}.png')
+    code, _, err = finish('cactus_eval', '--run', tmp_path/'run', '--rounds', '--data', tmp_path/'photos')
+    assert code == 1 and 'leave --data' in err and len(err.splitlines()) == 1
     code, out, err = finish('cactus_train', '--data', tmp_path/'photos', '--size', 28, '--channels', 1, '--out', tmp_path/'own', *few[:8], '--n_rounds', 1, '--n_test', 20)
     assert code == 0 and 'pseudo' in out, err
 
@@ -149,7 +151,11 @@ def test_folder_step_by_step(tmp_path):
     images, task = ('--data', tmp_path/'photos', *'--size 28 --channels 1 --split 6,3,3'.split()), '--n_way 3 --k_shot 1 --n_query 2'.split()
     for command, *args in (['cactus_embed', *images, '--encoder', 'pca', '--n_test', 10, '--k_shot', 1, '--out', tmp_path/'z'], ['cactus_partition', '--run', tmp_path/'z', *task, *'--n_clusters 12 --n_partitions 2'.split(), '--out', tmp_path/'parts'],
                            ['cactus_train', *images, *task, '--partitions', tmp_path/'parts'/'partitions.npz', *'--epochs 1 --n_tasks 5 --n_valid 5 --n_test 10'.split(), '--out', tmp_path/'run'],
-                           ['cactus_eval', '--run', tmp_path/'run', '--n_way', 3, '--k_shot', 1, '--n_query', 2, '--n_test', 10]):
+                           ['cactus_eval', '--run', tmp_path/'run', '--k_shot', 1, '--n_query', 2, '--n_test', 10]): # three classes: neither 5 nor 20
         code, out, err = finish(command, *args)
         assert code == 0, (command, err)
         if command in ('cactus_train', 'cactus_eval'): assert json.loads((tmp_path/'run'/'result.json').read_text())['rows'][0]['embedding'] == 'pca'
+        if command == 'cactus_eval': assert [o['n_way'] for o in json.loads((tmp_path/'run'/'result.json').read_text())['rows'] if o['method'] == 'cactus-protonets'] == [3]
+    code, out, err = finish('cactus_train', *images[:6], *task, *'--encoder pca --n_clusters 8 --n_partitions 2 --epochs 1 --n_tasks 5 --n_valid 5 --n_test 10'.split(), '--out', tmp_path/'few') # scored by clusters of three images
+    assert code == 0, err
+    assert json.loads((tmp_path/'few'/'result.json').read_text())['rows'][0]['n_query'] == 2

@@ -322,3 +322,53 @@ def test_deepcluster_again():
     "Fitted to other images, k follows their number, if nobody asked for one."
     enc = trained(DeepCluster, n_clusters=None, n_epochs=1)
     assert enc.config['n_clusters'] == 2 and enc.fit(ImageSet(np.concatenate([drawn.x, 255-drawn.x]))).config['n_clusters'] == 5
+
+
+# what a file brings back, and what it cannot
+
+def test_shipped_without_its_judge(tmp_path):
+    "Half of a GAN stays half of one in another file, and is whole after a training of its own."
+    enc = BiGAN(n_latent=4, width=8, n_epochs=1, bs=20, quiet=True).fit(images)
+    assert len(enc.judge(images[:5])) == 2
+    save_pretrained(enc, 'tiny', tmp_path)
+    shipped = Encoder.pretrained('tiny', tmp_path)
+    shipped.save(tmp_path/'again.safetensors')
+    for o in (shipped, Encoder.load(tmp_path/'again.safetensors')):
+        with pytest.raises(ValueError, match='without its discriminator'): o.judge(images[:5])
+    assert len(shipped.fit(images).judge(images[:5])) == 2
+
+def test_too_few_for_a_gan():
+    with pytest.raises(ValueError, match='at least 3'): BiGAN(quiet=True).fit(images[:2])
+    with pytest.raises(ValueError, match='bs=1'): BiGAN(bs=1)
+
+def test_picked(tmp_path):
+    "A module whose output is picked from is not loaded as another embedding without the function."
+    net, pick = nn.Sequential(nn.Conv2d(1, 4, 3)), lambda out: out[:,0]
+    enc = ModuleEncoder(net, pick=pick)
+    enc.save(tmp_path/'e.safetensors')
+    with pytest.raises(ValueError, match='not a function.*no code'): Encoder.load(tmp_path/'e.safetensors', model=net)
+    assert (Encoder.load(tmp_path/'e.safetensors', model=net, pick=pick).embed(images) == enc.embed(images)).all()
+
+def test_own_rows_in_a_file(tmp_path):
+    "Ids of any text keep their rows, and numbers alone do not pass for the same images."
+    z = np.arange(20, dtype=np.float32)[:,None].repeat(2, 1)
+    odd = ImageSet(images.x[:20], ids=[f'a\n{i}\udc80' for i in range(20)])
+    OwnEmbedding(z, odd).save(tmp_path/'odd.safetensors')
+    assert (Encoder.load(tmp_path/'odd.safetensors').embed(odd[7:9]) == z[7:9]).all()
+    OwnEmbedding(z, ImageSet(images.x[:20])).save(tmp_path/'own.safetensors')
+    own = Encoder.load(tmp_path/'own.safetensors')
+    own.save(tmp_path/'again.safetensors')
+    for o in (own, Encoder.load(tmp_path/'again.safetensors')):
+        assert (o.embed(ImageSet(images.x[:20])[5:]) == z[5:]).all()
+        with pytest.raises(ValueError, match='both sets number their images from 0'): o.embed(ImageSet(images.x[20:40]))
+
+def test_step_learns_anew():
+    "What a step taught itself is of the images it was fitted to last; what came to it taught stays."
+    once, again = Whitened(PCA(3)), Whitened(PCA(3))
+    assert (again.fit(images[:100]).fit(images[100:]).embed(images) == once.fit(images[100:]).embed(images)).all()
+    given = PCA(3).fit(images[:100])
+    assert Normalised(given).fit(images[100:]).inner is given and (given.embed(images) == PCA(3).fit(images[:100]).embed(images)).all()
+
+def test_mirrored_views():
+    "Channels in another order are a view of the same memory, and good images."
+    assert ModuleEncoder(small(3)).embed(ImageSet(colour.x[:,::-1])).shape[0] == len(colour)

@@ -41,6 +41,11 @@ def test_quarto_link():
     assert link.is_symlink() and os.readlink(link) == '../_quarto.yml'
     assert 'custom_quarto_yml' not in cfg, 'nbdev deletes the link where settings.ini has custom_quarto_yml'
 
+def test_top_level():
+    "What lies beside the package is known by name: a notebook that was run in another folder leaves a copy."
+    known = {'settings.ini', 'setup.py', '_quarto.yml', 'nbs', 'cactus_nb', 'tests', 'README.md', 'LICENSE', 'CHANGELOG.md', 'MANIFEST.in', 'constraints.txt'}
+    assert {o.split('/')[0] for o in tracked() if o[0] != '.'} <= known
+
 def test_quarto_yml():
     "The site needs nbdev.yml, and nbdev sets where it is written to: another place breaks nbdev_docs."
     q = yaml.safe_load(read(root/'_quarto.yml'))

@@ -32,7 +32,7 @@ def _cast_advice(x):
 def _pixel_fault(x):
     "What is wrong with the array `x` as pixels, and the cure; None where nothing is."
     if x.dtype != np.uint8: return f'must be uint8: {_cast_advice(x)}'
-    if x.ndim == 3: return 'must be [n, c, h, w]: add a channel axis with x[:, None]'
+    if x.ndim == 3: return f"must be [n, c, h, w]: {'give one image as x[None]' if x.shape[0] in (1, 3) else 'add a channel axis with x[:, None]'}"
     if x.ndim != 4 or 0 in x.shape[1:]: return 'must be [n, c, h, w], none of c, h, w zero'
     if x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4): return 'must be channels first: use x.transpose(0, 3, 1, 2)'
 
@@ -164,7 +164,6 @@ def _rows(self:ImageSet, i):
     "The rows `i`, a slice or an array."
     if not isinstance(i, slice):
         if i.ndim != 1: raise IndexError(f'rows are a slice, row numbers or a mask; given an array of {list(i.shape)}')
-        if not i.size: i = i.astype(np.int64)  # an empty list is an array of floats
     res = copy(self)
     res.x,res.ids,res._fingerprint = self.x[i],self.ids[i],None
     if self.y is not None: res.y = self.y[i]
@@ -178,6 +177,7 @@ def __getitem__(self:ImageSet,
     "One image with its label, or the set of several rows."
     if not isinstance(i, slice):
         i = np.asarray(_numpy(i))
+        if i.shape == (0,): i = i.astype(np.int64)  # an empty list is an array of floats
         if not i.ndim and i.dtype.kind in 'iu': return self.x[int(i)], None if self.y is None else int(self.y[int(i)])
     return self._rows(i)
 
@@ -228,7 +228,7 @@ def unlabelled(self:ImageSet)->ImageSet: # The same pixels and ids, without labe
 # %% ../../nbs/00_data.core.ipynb #c054
 @patch(as_prop=True)
 def fingerprint(self:ImageSet)->str: # 16 hexadecimal digits
-    "A short text that changes when any pixel, or the order of rows, does."
+    "A short text that differs where any pixel, or the order of rows, does; computed once, when first asked for."
     if self._fingerprint is None:
         h = blake2b(str(self.x.shape).encode(), digest_size=8)
         step = max(1, 2**23 // int(np.prod(self.shape)))
@@ -311,7 +311,7 @@ def atomic_write(
 
 # %% ../../nbs/00_data.core.ipynb #c068
 @patch
-def _labels(self:ImageSet): return {} if self.y is None else dict(y=self.y, classes=np.array(self.classes, dtype=str)) # what is known of the images, as arrays
+def _labels(self:ImageSet): return {} if self.y is None else dict(y=self.y, classes=np.array(self.classes, dtype=str), pseudo=np.array(self.pseudo)) # what is known of the images, as arrays
 
 @patch
 def save(self:ImageSet,
@@ -323,7 +323,10 @@ def save(self:ImageSet,
 
 # %% ../../nbs/00_data.core.ipynb #c069
 @patch(cls_method=True)
-def _of(cls:ImageSet, d): return cls(d['x'], d.get('y'), d['classes'].tolist() if 'y' in d else None, name=str(d['name']) or None)
+def _of(cls:ImageSet, d):
+    res = cls(d['x'], d.get('y'), d['classes'].tolist() if 'y' in d else None, name=str(d['name']) or None)
+    res.pseudo = bool(d.get('pseudo', False))
+    return res
 
 @patch(cls_method=True)
 def load(cls:ImageSet,

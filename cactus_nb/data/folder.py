@@ -148,7 +148,9 @@ def _listing(sources):
         file,member = o if isinstance(o, (tuple, list)) else (o, None)
         res.append((os.fspath(file), member, *(_stamp(file) or (None, None))))
     if not res: raise ValueError('there are no images to decode')
-    _check_changed([o for o in res if o[2] is None])
+    missing = [o for o in res if o[2] is None]
+    if missing and len(missing) == len(res): raise FileNotFoundError(f'none of the {len(res):,} files is there, the first is {_name(missing[0])}: give paths from where you are, or whole ones')
+    _check_changed(missing)
     return res
 
 # %% ../../nbs/03_data.folder.ipynb #c029
@@ -383,6 +385,7 @@ def finish(self:_DiskRows):
         for o in self.folder.iterdir():
             if _ours(o.name) and not o.name.startswith(self.key):
                 with suppress(OSError): o.unlink()
+    if not self.npy.exists(): raise OSError(f'{self.folder} was cleared by another process, which listed other files of the same folder: call again; what that one decoded is used')
     return _map(self.npy)
 
 # %% ../../nbs/03_data.folder.ipynb #c063
@@ -447,8 +450,10 @@ def decode_images(
 )->Decoded: # `(x, rows, digests)`, in the order of `sources`
     "Decode many image files on all cores into one array on disk; a call that was cut short is gone on with by the next."
     if on_error not in ('raise', 'skip'): raise ValueError(f'on_error={on_error!r} is not known; choose one of raise, skip')
+    if isinstance(sources, (str, os.PathLike)): raise ValueError(f'sources={str(sources)!r}: give a list of files, or read a whole folder with from_folder')
     shape,options = tuple(shape),_defaults | kwargs
     _check_options(shape, **options)
+    shape = tuple(map(int, shape))
     rows,faults = _listing(sources),{}
     with _clear_when_full(folder, rows, shape), closing(_open_rows(folder, rows, shape, options)) as kept:
         n,results = _decode_all([(i, o) for i,o in enumerate(rows) if i not in kept.digests], shape, options, n_workers)
@@ -576,6 +581,8 @@ def from_folder(
     if not names: raise ValueError(f"{folder} holds no images{f', but {passed}' if passed else ''}")
     if passed: warnings.warn(f'{folder}: passed over {passed}', stacklevel=2)
     y,shape = _labels(names, labels),(channels, size, size)
+    _check_options(shape, **_defaults | kwargs)
+    shape = tuple(map(int, shape))
     place = _place(folder, cache, shape, _look(_defaults | kwargs))
     x,rows,digests = decode_images([f'{folder}/{o}' for o in names], shape, place, on_error, n_workers, progress, **kwargs)
     names = np.array(names)[rows]

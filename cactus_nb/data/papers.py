@@ -7,10 +7,8 @@ __all__ = ['mnist', 'mini_imagenet', 'AttributeSet', 'celeba']
 
 # %% ../../nbs/04_data.papers.ipynb #9062f077
 import gzip, json, math, os, zipfile, zlib
-from functools import partial
 from hashlib import blake2b
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
@@ -128,11 +126,11 @@ def _sources(folder, stem, names, listed):
     return sources
 
 # %% ../../nbs/04_data.papers.ipynb #ad4a50ba
-def _decode_into(name, folder, sources, size, n_workers):
+def _decode_into(name, folder, sources, size, n_workers, fit='crop'):
     "The pixels of `sources` `[n, 3, size, size]`, mapped from the cache."
     key = json.dumps([str(folder.resolve()), size])
     place = cache_root()/f'{name}-{blake2b(key.encode(), digest_size=8).hexdigest()}'
-    try: return decode_images(sources, (3, size, size), place, n_workers=n_workers).x
+    try: return decode_images(sources, (3, size, size), place, n_workers=n_workers, fit=fit).x
     except ValueError as e:
         if ' images cannot be read' not in str(e): raise
         raise ValueError(f"{str(e).split('. Mend or remove')[0]}: get them again; all others are decoded and kept") from e
@@ -168,7 +166,7 @@ def _read_csvs(folder):
 # %% ../../nbs/04_data.papers.ipynb #bc11c670
 def mini_imagenet(
     root=None, # The folder with `images.zip` or `images/`, and the three csv files; default: see `data_root`
-    size:int=84, # Height and width to bring the images to, in pixels
+    size:int=84, # Height and width to bring the images to, in pixels: the whole image is squeezed, as the usual preparation does
     n_workers:int=None, # Processes that decode; 0 for none but this, None for all cores
 )->ImageSet: # Labelled by class, colour; ids such as `train/n0153282900000005.jpg`
     "mini-ImageNet: 60,000 images of 100 classes; `published_split` takes its 64, 16 and 20 classes apart."
@@ -177,7 +175,7 @@ def mini_imagenet(
     labels = _read_csvs(folder)
     sources = [s for k,o in labels.items() for s in _sources(folder, 'images', list(o), folder/_mini_csvs[k])]
     y = [c for o in labels.values() for c in o.values()]
-    x = _decode_into('mini-imagenet', folder, sources, size, n_workers)
+    x = _decode_into('mini-imagenet', folder, sources, size, n_workers, 'stretch')
     return ImageSet(x, y, list(dict.fromkeys(y)), [f'{k}/{f}' for k,o in labels.items() for f in o], 'mini-imagenet')
 
 # %% ../../nbs/04_data.papers.ipynb #cb8e6a40

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastai.data.external import Config
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .core import ImageSet, atomic_write, cache_root
+from .core import ImageSet, cache_root
 
 # %% ../../nbs/01_data.sets.ipynb #c007
 def data_root(

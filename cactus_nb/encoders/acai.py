@@ -132,7 +132,7 @@ def interpolate(self:ACAI,
 ) -> torch.Tensor: # `[n - 1, n_steps, c, h, w]` in 0..1
     "What the decoder draws between images"
     self.net.eval()
-    z = self.net.enc(torch.from_numpy(images.x).to(self.device).float()/255)
+    z = self.net.enc(torch.from_numpy(np.ascontiguousarray(images.x)).to(self.device).float()/255)
     ways = torch.stack([torch.lerp(z[:-1], z[1:], t) for t in torch.linspace(0, 1, n_steps)], 1)
     return self.net.draw(ways.flatten(0, 1)).unflatten(0, ways.shape[:2]).cpu()
 

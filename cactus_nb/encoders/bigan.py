@@ -14,7 +14,7 @@ from fastai.optimizer import Adam
 from fastcore.basics import patch
 from torch import nn
 from torch.func import functional_call
-from ..data.core import ImageSet, check_counts
+from ..data.core import ImageSet, check_counts, check_images
 from .core import NetEncoder, batch_rng
 
 # %% ../../nbs/12_encoders.bigan.ipynb #55992b2c
@@ -104,6 +104,7 @@ class GANEncoder(NetEncoder):
     "A `NetEncoder` with generator and discriminator: its network gives `random` latents too, their drawings by `draw`, and `scores`"
     sees = 'pair' # what the discriminator judges
     def _fit(self, images):
+        check_images(images, 3) # batch norm needs two in training, and one is held out
         super()._fit(images)
         scores = torch.cat(self.judge(images[:500]))
         if not scores.std() > 1e-4: raise ValueError(f"The discriminator of {type(self).__name__} is dead: it gives {scores[0]:.3g} to every {self.sees}, real or drawn, so nothing was learnt from it. Train again with a lower lr, or another seed.")
@@ -149,7 +150,7 @@ class BiGAN(GANEncoder):
         shape=None,        # `(c, h, w)`; taken from the images by `fit`
         **kwargs           # `device`, `checkpoint`, `cbs`, `quiet`, see `NetEncoder`
     ):
-        check_counts(n_latent=n_latent, width=width)
+        check_counts(n_latent=n_latent, width=width); check_counts(least=2, bs=bs)
         if not 0 <= noise < np.inf: raise ValueError(f"noise={noise}: give a standard deviation of 0 or more.")
         super().__init__(**kwargs, n_latent=n_latent, width=width, noise=noise, alternate=alternate, n_epochs=n_epochs, bs=bs, lr=lr, seed=seed, shape=shape)
 

@@ -8,8 +8,8 @@ __all__ = ['check_embedding', 'Encoder', 'PCA', 'ImageDataset', 'ImageLoader', '
            'OwnEmbedding', 'save_pretrained', 'pretrained_cards']
 
 # %% ../../nbs/10_encoders.core.ipynb #c002
-import warnings
-from hashlib import sha256
+import json, warnings
+from hashlib import blake2b, sha256
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import nn
 import cactus_nb
 from ..data.core import ImageSet, check_counts, check_images
 from ..data.transforms import ImageTransform, as_transform
-from ..runs import ResumeCallback, TrimCallback, load_tensors, read_json, save_tensors, seeded, write_json
+from ..runs import ResumeCallback, TrimCallback, load_tensors, read_json, save_tensors, seeded, tf32, write_json
 
 # %% ../../nbs/10_encoders.core.ipynb #65065e77
 def _plain_tensor(z): return (z.float() if z.is_floating_point() else z).detach().cpu() # NumPy has no bfloat16
@@ -117,7 +117,7 @@ def _by_name(name):
 @patch(cls_method=True)
 def load(cls:Encoder,
     path:str|Path, # File that `save` wrote
-    **given        # Arguments of the constructor that no file holds: `device`, the `model` of a `ModuleEncoder`, a `transform` of one's own
+    **given        # Arguments of the constructor that no file holds: `device`, the `model` and `pick` of a `ModuleEncoder`, a `transform` of one's own
 ) -> Encoder:
     "Read an encoder of any known class; raises `FileNotFoundError`, or `ValueError` for a damaged or foreign file"
     state, meta = load_tensors(path)
@@ -256,14 +256,15 @@ class NetEncoder(Encoder):
     def loss(self): raise NotImplementedError('A NetEncoder gives loss: a function of what the network gives and of the images.')
     def callbacks(self): return []
     def _build(self):
+        self.whole = True # are the judges there too?
         with seeded(self.config['seed']): self.net = self.network().to(self.device, memory_format=torch.channels_last)
-    def state(self): return self.net.state_dict() if self.net else {}
+    def state(self): return {k: v for k,v in self.net.state_dict().items() if self.whole or not k.startswith(self.judges)} if self.net else {}
     def _ready(self): return self._fitted
     def load_state(self, state): # tensors by name
         missing, alien = self.net.load_state_dict(state, strict=False)
         bad = [*alien, *(k for k in missing if not k.startswith(self.judges))]
         if bad: raise RuntimeError(f'the weights {bad[0]!r} do not fit')
-        self.whole, self._fitted = not missing, True # `whole`: is what judges there too?
+        self.whole, self._fitted = not missing, True
 
 # %% ../../nbs/10_encoders.core.ipynb #16898723
 class StopIfDiverged(Callback):
@@ -341,6 +342,7 @@ def _train(self:NetEncoder, learn): learn.fit_one_cycle(self.config['n_epochs'],
 # %% ../../nbs/10_encoders.core.ipynb #31d3051c
 @patch
 @torch.no_grad()
+@tf32(False)
 def _embed(self:NetEncoder, images, enc=None):
     if list(images.shape) != list(self.config['shape']):
         raise ValueError(f"{type(self).__name__} learnt from images {tuple(self.config['shape'])}, these are {tuple(images.shape)}. Resize them or fit a new one.")
@@ -424,7 +426,8 @@ class ModuleEncoder(Encoder):
         if not isinstance(model, nn.Module):
             raise ValueError(f"model is {type(model).__name__}, not an nn.Module. Give the module; to `Encoder.load` too, since a file holds weights and no code.")
         check_counts(bs=bs, **{} if channels is None else dict(channels=channels), **{} if size is None else dict(size=min(np.ravel(size).tolist())))
-        self.config = dict(size=size, mean=_list(mean, 0.), std=_list(std, 1.), channels=channels, bs=bs)
+        if pick is not None and not callable(pick): raise ValueError(f"pick is {pick!r}, not a function. Give it; to `Encoder.load` too, since a file holds no code.")
+        self.config = dict(size=size, mean=_list(mean, 0.), std=_list(std, 1.), channels=channels, bs=bs) | ({} if pick is None else dict(pick='a function of its own'))
         self.model, self.pick = model.to(device) if device else model, pick or (lambda out: out)
 
     def _fit(self, images): pass
@@ -441,7 +444,7 @@ def _prepare(self:ModuleEncoder, x):
     c, like, n = self.config, next(self.model.parameters(), torch.zeros(())), self.config['channels'] or x.shape[1]
     for k,v in dict(images=x.shape[1], mean=len(c['mean']), std=len(c['std'])).items():
         if v not in (1, n): raise ValueError(f"{k}: {v} channels where {n} {'are' if n > 1 else 'is'} needed. Set channels={max(v, n)}, or give one value for all.")
-    x = (torch.tensor(x, device=like.device).float()/255).expand(-1, n, -1, -1)
+    x = (torch.tensor(np.ascontiguousarray(x), device=like.device).float()/255).expand(-1, n, -1, -1)
     if c['size']: x = F.interpolate(x, c['size'], mode='bilinear', antialias=True)
     mean, std = (x.new_tensor(c[k]).view(-1, 1, 1) for k in ('mean', 'std'))
     return ((x - mean)/std).to(like.dtype)
@@ -460,6 +463,7 @@ def _numbers(self:ModuleEncoder, x):
 # %% ../../nbs/10_encoders.core.ipynb #7843f40e
 @patch
 @torch.no_grad()
+@tf32(False)
 def _embed(self:ModuleEncoder, images):
     self.model.eval()
     return np.concatenate([self._numbers(self._prepare(x)) for x in _chunks(images.x, self.config['bs'])])
@@ -487,25 +491,26 @@ class OwnEmbedding(Encoder):
         z:np.ndarray=None,    # Embedding `[n, d]`; or the path of a `.npy` file, whose rows are read when they are asked for
         images:ImageSet=None, # The images that the rows belong to, in the same order
     ):
-        self.config, self.z, self.row, self.images = {}, None, {}, None
+        self.config, self.z, self.row, self.images, self.shape, self.looks = {}, None, {}, None, None, None
         if z is None: return
         if isinstance(z, (str, Path)): z = _load_npy(z)
         if images is None: raise ValueError('Rows are looked up by image: give the images too, in the order of the rows.')
         if isinstance(z, np.memmap): _check_rows(z, len(check_images(images)), True)
         else: z = check_embedding(z, len(check_images(images)))
-        self.z, self.row, self.images = z, {id: i for i,id in enumerate(images.ids)}, images
+        self.z, self.row, self.images, self.shape = z, {id: i for i,id in enumerate(images.ids)}, images, images.shape
         if len(self.row) < len(images): raise ValueError(f"{len(images):,} images have {len(self.row):,} different ids, so their rows cannot be told apart. Give the set before rows were taken twice.")
 
     def _ready(self): return self.z is not None
     def _fit(self, images): self._embed(images)
 
 # %% ../../nbs/10_encoders.core.ipynb #e5f0b1d2
+def _look(x): return np.frombuffer(blake2b(np.ascontiguousarray(x), digest_size=8).digest(), np.uint8) # what an image looks like, `[8]`
+
 @patch
 def _check_same(self:OwnEmbedding, images, rows, n=64):
     "Where ids are no more than numbers of rows, two sets have the same ones: compare the pixels of a few"
-    own = self.images
-    if own is None or own.shape != images.shape or not all(o.isdigit() for o in images.ids[:n]): return
-    other = [i for i in range(0, len(rows), -(-len(rows)//n)) if (own.x[rows[i]] != images.x[i]).any()]
+    if self.shape != images.shape or not all(o.isdigit() for o in images.ids[:n]): return
+    other = [i for i in range(0, len(rows), -(-len(rows)//n)) if ((_look(self.images.x[rows[i]]) if self.looks is None else self.looks[rows[i]]) != _look(images.x[i])).any()]
     if other: raise ValueError(f"Image {str(images.ids[other[0]])!r} is another one than that of row {rows[other[0]]} of the embedding: both sets number their images from 0. Give them ids, or embed all images, then split.")
 
 # %% ../../nbs/10_encoders.core.ipynb #c058
@@ -520,8 +525,12 @@ def _embed(self:OwnEmbedding, images):
 # %% ../../nbs/10_encoders.core.ipynb #c059
 @patch
 def state(self:OwnEmbedding):
-    "The rows, and the ids that they stand for"
-    return {} if self.z is None else dict(z=np.array(self.z, np.float32), ids=np.frombuffer(bytearray('\n'.join(self.row).encode(errors='surrogateescape')), np.uint8))
+    "The rows, the ids that they stand for, and a digest of each image where the ids are mere numbers"
+    if self.z is None: return {}
+    rows = dict(z=np.array(self.z, np.float32), ids=np.frombuffer(bytearray(json.dumps([*self.row]).encode()), np.uint8))
+    if self.shape is None or not all(o.isdigit() for o in self.row): return rows
+    return rows | dict(shape=np.array(self.shape), looks=np.stack([_look(x) for x in self.images.x]) if self.looks is None else self.looks)
+
 
 # %% ../../nbs/10_encoders.core.ipynb #c060
 @patch
@@ -529,7 +538,9 @@ def load_state(self:OwnEmbedding,
     state:dict, # Tensors by name
 ):
     "Take rows and ids from a file"
-    self.z, self.row = state['z'].numpy(), {id: i for i,id in enumerate(bytes(state['ids'].numpy()).decode(errors='surrogateescape').split('\n'))}
+    self.z, self.row = state['z'].numpy(), {id: i for i,id in enumerate(json.loads(bytes(state['ids'].numpy())))}
+    if 'looks' in state: self.shape, self.looks = tuple(state['shape'].tolist()), state['looks'].numpy()
+
 
 # %% ../../nbs/10_encoders.core.ipynb #c061
 def _load_npy(path):

@@ -123,6 +123,6 @@ def show(self:Instance,
 ):
     "Images and views of them"
     from cactus_nb.show.plot import show_rows
-    few = torch.from_numpy(images[:8].x).float()/255
+    few = torch.from_numpy(np.ascontiguousarray(images[:8].x)).float()/255
     u = torch.from_numpy(np.random.default_rng(seed).random((3*len(few), self.transform.n_random), np.float32))
     return show_rows({'images': few.numpy()} | {f'view {i+1}': v.numpy() for i,v in enumerate(_views(few, self.transform, u))})

@@ -39,7 +39,7 @@ class EncoderStep(Encoder):
         **config         # Arguments of the step
     ):
         if not isinstance(encoder, Encoder): raise ValueError(f"{type(self).__name__} goes around an Encoder; given {type(encoder).__name__}. Make an array one with OwnEmbedding, a torch module with ModuleEncoder.")
-        self.inner, self.args, self._state = encoder, config, {}
+        self.inner, self.args, self._state, self._taught = encoder, config, {}, False
 
     name = property(lambda self: self.inner.name)
     variant = property(lambda self: ', '.join(o for o in (self.inner.variant, self.done) if o))
@@ -55,7 +55,7 @@ def _blocks(self:EncoderStep, images, n=4096): return (self.inner._embed(images[
 # %% ../../nbs/10a_encoders.whiten.ipynb #0f7a54f7
 @patch
 def _fit(self:EncoderStep, images):
-    if not self.inner._ready(): self.inner.fit(images)
+    if self._taught or not self.inner._ready(): self._taught = True; self.inner.fit(images) # what came untaught is of this step's images, each time
     self._learn(images)
 
 # %% ../../nbs/10a_encoders.whiten.ipynb #94f95f5a

@@ -15,7 +15,9 @@ from fastai.learner import CastToTensor
 from fastcore.basics import noop, patch
 from torch import nn
 from ..data.core import check_counts
+from ..data.transforms import OwnTransform
 from .learner import StayOnDevice, few_shot_callback
+from ..tasks.attributes import AttributeSampler
 from ..tasks.sample import TaskLoader
 
 # %% ../../nbs/34_meta.capture.ipynb #0b61b126
@@ -42,6 +44,7 @@ class CaptureCallback(StayOnDevice):
     def before_fit(self):
         super().before_fit()
         self.drop(); self._give_back()
+        if hasattr(self, 'gather_preds') or self.learn.lock.locked(): return # nothing is trained
         self.why_not = self._why_not()
         if self.why_not: warnings.warn(f"CaptureCallback: {self.why_not}, so this training goes step by step.")
 
@@ -62,6 +65,8 @@ def _why_not(self:CaptureCallback):
     device = dl.dataset.x.device
     if self.record is record_graph and device.type != 'cuda': return f"nothing can be recorded on {device}"
     if isinstance(learn.model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): return "the network is spread over several devices"
+    if any(isinstance(o, AttributeSampler) for o in (dl.dataset.sampler, *getattr(dl.dataset.sampler, 'sources', []))): return "tasks of attributes are drawn on the processor"
+    if own := [o.name for t in dl.dataset.transform.values() for o in getattr(t, 'ts', [t]) if isinstance(o, OwnTransform)]: return f"the transform {own[0]!r} is a function of its own, whose random numbers may be drawn on the processor and would stay the same"
     method = few_shot_callback(learn)
     for cb in learn.cbs.sorted('order'):
         does = [o for o in _inside if hasattr(type(cb), o) or o in vars(cb)]
@@ -100,7 +105,7 @@ def _all_batches(self:CaptureCallback, learn):
 def _conditions(learn):
     "What a recording depends on"
     ds, net = learn.dl.dataset, learn.model
-    return [ds.sampler, ds.x, ds.transform, net, learn.loss_func], [learn.dl.bs, *((p.data_ptr(), p.requires_grad) for p in net.parameters()), *(b.data_ptr() for b in net.buffers()), *(m.training for m in net.modules())]
+    return [ds.sampler, ds.x, ds.transform, net, learn.loss_func], [learn.dl.bs, few_shot_callback(learn).config, *((p.data_ptr(), p.requires_grad) for p in net.parameters()), *(b.data_ptr() for b in net.buffers()), *(m.training for m in net.modules())]
 
 def _same(a, b): return all(x is y for x,y in zip(a[0], b[0])) and a[1] == b[1]
 
@@ -135,6 +140,7 @@ def _note(self:CaptureCallback):
     else: self.now = SimpleNamespace(first=first, replay=replay, out=out, method=method, made_for=_conditions(learn))
     finally:
         method._give_back()
+        if hasattr(method, 'losses'): method.losses = [] # those of a step that was never taken
         for p in learn.model.parameters(): p.grad = None
 
 # %% ../../nbs/34_meta.capture.ipynb #d147163d

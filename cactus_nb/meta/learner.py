@@ -27,7 +27,7 @@ from ..data.core import check_counts
 from ..data.folder import as_images
 from .maml import MAMLCallback
 from .protonet import ProtoNetCallback, cosine_distance, squared_distance
-from ..runs import environment, load_tensors, save_tensors, write_json
+from ..runs import environment, load_tensors, save_tensors, tf32, write_json
 from ..tasks.sample import TaskLoader, empty_dataset
 
 # %% ../../nbs/32_meta.learner.ipynb #c007
@@ -136,13 +136,17 @@ class StayOnDevice(Callback):
         rec.smooth_loss, rec.loss = _SmoothLoss(rec.smooth_loss.beta), _Loss()
         self.learn.metrics = L(_Metric(m.func) if type(m) is AvgMetric else m for m in self.learn.metrics)
 
-    def after_batch(self):
-        for bar in self.learn.cbs.filter(lambda o: isinstance(o, ProgressCallback)): bar.run = self.iter % self.every == self.every-1
+        for bar in self._bars(): bar.after_batch = partial(self._move, bar)
+
+    def _bars(self): return self.learn.cbs.filter(lambda o: isinstance(o, ProgressCallback))
+    def _move(self, bar):
+        if self.learn is None or self.iter % self.every == self.every-1: type(bar).after_batch(bar) # None: taken from its learner after an interrupt
 
     def after_fit(self):
         rec = self.learn.recorder
         rec.smooth_loss, rec.loss, self.learn.metrics = self.was
-        for bar in self.learn.cbs.filter(lambda o: isinstance(o, ProgressCallback)): bar.run = True
+        if rec.losses: rec.losses = [*torch.stack(rec.losses).cpu()] # waits for the device, once
+        for bar in self._bars(): bar.__dict__.pop('after_batch', None)
     after_cancel_fit = after_fit
 
 # %% ../../nbs/32_meta.learner.ipynb #2cdd9a9e
@@ -157,6 +161,7 @@ class Bfloat16(Callback):
         self.hooks = [net.register_forward_pre_hook(self._begin), net.register_forward_hook(self._end, always_call=True)]
 
     def _begin(self, net, args):
+        if self.learn is None: return self._remove() # it was taken from its learner after an interrupt
         self.casts.append(torch.autocast(args[0].device.type, torch.bfloat16, enabled=net.training))
         self.casts[-1].__enter__()
     def _end(self, net, args, out): # after an error too, with no `out`
@@ -171,7 +176,7 @@ def has_bfloat16(
 ) -> bool:
     "Does this device multiply bfloat16 by itself?"
     device = torch.device(device or 'cpu')
-    if device.type == 'cuda': return torch.cuda.is_bf16_supported()
+    if device.type == 'cuda': return torch.cuda.get_device_capability(device)[0] >= 8 # older ones emulate it
     return device.type == 'cpu' and any(getattr(torch.cpu, f'_is_{k}_supported', bool)() for k in ('avx512_bf16', 'amx_tile'))
 
 # %% ../../nbs/32_meta.learner.ipynb #c022
@@ -270,6 +275,7 @@ def _distance(info, distance):
 
 # %% ../../nbs/32_meta.learner.ipynb #c035
 @delegates(as_images)
+@tf32(False)
 def classify(
     learn:Learner, # A trained learner, such as `load_run` gives
     support,       # Labelled images: an `ImageSet`, uint8 `[n, c, h, w]`, or a list of files or PIL images

@@ -129,13 +129,13 @@ def logits(self:ProtoNetCallback,
 @torch.no_grad()
 def _embed_tasks(model, x):
     "Embed images of tasks `[B, n, c, h, w]`, each by the statistics of its task, as `[B, n, d]`"
-    was = model.training
-    try: return by_task(model.eval(), x.flatten(0, 1).to(next(model.parameters()).device), len(x)).view(*x.shape[:2], -1).float()
+    was, x = model.training, x.to(next(model.parameters()).device)
+    try: return by_task(model.eval(), (x.float()/255 if x.dtype == torch.uint8 else x).flatten(0, 1), len(x)).view(*x.shape[:2], -1).float()
     finally: model.train(was)
 
 @patch
 def task_logits(self:ProtoNetCallback,
-    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]` float32 in 0..1
+    xs:torch.Tensor, # Support images `[B, n_way·k_shot, c, h, w]`, uint8 or float32 in 0..1
     ys:torch.Tensor, # Their labels `[B, n_way·k_shot]`
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
 ) -> torch.Tensor:   # `[B, n, n_way]`

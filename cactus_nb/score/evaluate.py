@@ -207,11 +207,20 @@ def write_result(
 def row_name(
     row:dict, # Row of a result file
 ) -> str:
-    "What to call a row: its method, the embedding if there is one, and the rounds if there are some"
+    "What to call a row: its method, the embedding if there is one, and the rounds of clusters if there are some"
     n = row.get('rounds')
-    return row['method'] if row['embedding'] == 'none' else f"{row['method']} ({row['embedding']}{f', {n:.0f} rounds' if n and n == n else ''})"
+    return row['method'] if row['embedding'] == 'none' else f"{row['method']} ({row['embedding']}{f', then {n-1:.0f} rounds' if n and n == n else ''})"
 
 # %% ../../nbs/40_score.evaluate.ipynb #c044
+_told = 'variant', 'adapt', 'transform', 'bn', 'precision', 'n_partitions', 'steps'
+
+def _line_names(rows):
+    "The name of each row, with what tells it from others of the same name"
+    names, more = [*map(row_name, rows)], {}
+    for r,n in zip(rows, names): more.setdefault(n, []).append(r)
+    differ = {n: [k for k in _told if len({str(o.get(k)) for o in of}) > 1] for n,of in more.items()}
+    return [', '.join([n, *(f'{k} {r.get(k)}' for k in differ[n])]) for r,n in zip(rows, names)]
+
 def result_table(
     rows:list, # Rows of a result file
 ) -> pd.DataFrame:
@@ -220,6 +229,6 @@ def result_table(
     df = pd.DataFrame(rows)
     df['task'] = [f'{w:.0f}-way {k:.0f}-shot' if w == w and w else '' for w,k in zip(df.n_way.astype(float), df.k_shot.astype(float))]
     df['score'] = [f'{m:.2f} ± {c:.2f}' if m == m and m is not None else s for m,c,s in zip(df['mean'], df.ci95, df.state)]
-    df['method'] = [*map(row_name, rows)]
+    df['method'] = _line_names(rows)
     tasks = [t for t in df.task.unique() if t]
     return df.pivot_table(index='method', columns='task', values='score', aggfunc='first', sort=False).reindex(columns=tasks).fillna('').rename_axis(index=None, columns=None)

@@ -196,7 +196,8 @@ def row_settings(
     kwargs = {k: v for k,v in row.protocol.items() if k != 'steps'} | train
     if kind == 'protonets': kwargs['n_init'] = min(train['n_init'], size['n_init'])
     if precision and _precise(row): kwargs['precision'] = precision
-    if kind == 'maml' and row.data in ('mini-imagenet', 'celeba'): kwargs['clip'] = 10.
+    if kind == 'maml' and row.data in ('mini-imagenet', 'celeba'): kwargs['clip'] = 10/row.protocol['n_way'] # the official loss, whose gradient is cut at 10, is n_way times ours
+    if row.embedding == 'zca': kwargs |= dict(n_init=1, accept=0.) # pixels: one start, and no check
     if row.protocol.get('partition', 'kmeans') != 'kmeans': kwargs['n_partitions'] = 2400 # tasks come from many, each of few zones
     if row.protocol.get('partition') == 'hyperplanes': del kwargs['n_clusters']
     if size['most_partitions']: kwargs['n_partitions'] = min(kwargs['n_partitions'], size['most_partitions']*(10 if kwargs['n_partitions'] == 2400 else 1))
@@ -526,7 +527,7 @@ def show_comparison(
     axs[0].set_yticks(range(len(names)), names, fontsize=8); axs[0].set_ylim(len(names)-0.5, -0.5)
     known, ours = df[df.paper.notna()], df[df.ours.notna()]
     marks = {'◇ paper': (known['mark'] == 'V').any(), '◇ pale: paper, from memory': (known['mark'] != 'V').any(), '● ours, done': (ours.state == 'done').any(), '○ ours, partial': (ours.state != 'done').any()}
-    axs[len(axs)//2].set_xlabel('accuracy, % (each panel has its own axis): ' + ', '.join(k for k,there in marks.items() if there))
+    axs[len(axs)//2].set_xlabel('accuracy, % (each panel has its own axis): ' + '  ·  '.join(k for k,there in marks.items() if there))
     return axs
 
 # %% ../../nbs/42_score.reproduce.ipynb #0cf03075

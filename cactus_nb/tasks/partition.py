@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..data.core import ImageSet, atomic_write, check_counts
 from ..encoders.core import check_embedding
 from ..kmeans import Points, kmeans_many
+from ..runs import _plain
 
 # %% ../../nbs/20_tasks.partition.ipynb #c007
 class Partitions:
@@ -259,7 +260,7 @@ def save(self:Partitions,
     path:str|Path, # File to write, usually `.npz`
 ):
     "Write the partitions to an npz without pickle, atomically"
-    with atomic_write(path) as f: np.savez_compressed(f, labels=self.labels, notes=np.array(json.dumps(self.notes)), kind=np.array(self.kind))
+    with atomic_write(path) as f: np.savez_compressed(f, labels=self.labels, notes=np.array(json.dumps(self.notes, default=_plain)), kind=np.array(self.kind))
 
 # %% ../../nbs/20_tasks.partition.ipynb #c036
 @patch(cls_method=True)

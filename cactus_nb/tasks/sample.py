@@ -357,7 +357,7 @@ def task_dls(
     if num_workers and torch.device(device or 'cpu').type != 'cpu':
         raise ValueError(f"num_workers={num_workers} with tasks drawn on {device}: drawing is done there at once, give num_workers=0.")
     pixels = lambda images: torch.from_numpy(np.ascontiguousarray(images.x)).to(device or 'cpu')
-    x, kind, task = pixels(images.unlabelled()), 'labels' if partitions.kind == 'labels' or valid is not None and not valid.pseudo else 'pseudo', (n_way, k_shot, n_query)
+    x, kind, task = pixels(images.unlabelled()), 'labels' if (partitions.kind == 'labels' if valid is None else not valid.pseudo) else 'pseudo', (n_way, k_shot, n_query)
     sampler = _as_sampler(partitions, task, valid)
     if valid is not None: held_sampler, x_valid = label_sampler(valid, *task, seed+1), pixels(valid)
     else:

@@ -104,5 +104,5 @@ class MixedSampler(TaskSource):
         u = (random_bits(self.seed ^ _source, tasks.to(self.bounds.device), 1)[:,0] >> 9).double()/2**53
         return torch.searchsorted(self.bounds, u, right=True).clamp(max=len(self.sources)-1)
     def rows_of(self, tasks): # numbers `[B]` int64 to rows `[B, n_way, k_shot + n_query]` int64
-        drawn = torch.stack([s.rows_of(tasks) for s in self.sources]) # drawing is cheap, and to choose first would wait for the device
+        drawn = torch.stack([s.rows_of(tasks).to(self.bounds.device) for s in self.sources]) # drawing is cheap, and to choose first would wait for the device
         return drawn[self.source_of(tasks).to(drawn.device), torch.arange(len(tasks), device=drawn.device)]
