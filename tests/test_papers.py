@@ -118,7 +118,7 @@ def mini(tmp_path): return draw_mini(tmp_path/'mini')
 def test_mini_folder_and_zip(mini, tmp_path):
     a,b = mini_imagenet(mini, size=8),mini_imagenet(draw_mini(tmp_path/'packed', packed=True), size=8)
     assert a.fingerprint == b.fingerprint and (a.ids == b.ids).all() and a.classes == b.classes == ['n00', 'n01', 'n10', 'n11', 'n20', 'n21']
-    assert (a.x[7] == folder_mod.decode_image(mini/'images'/a.ids[7].split('/')[1], (3, 8, 8))).all()
+    assert (a.x[7] == folder_mod.decode_image(mini/'images'/a.ids[7].split('/')[1], (3, 8, 8), 'stretch')).all()
     assert mini_imagenet(mini, size=6).shape == (3, 6, 6) and mini_imagenet(mini, size=8).fingerprint == a.fingerprint
 
 

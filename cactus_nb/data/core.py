@@ -32,7 +32,7 @@ def _cast_advice(x):
 def _pixel_fault(x):
     "What is wrong with the array `x` as pixels, and the cure; None where nothing is."
     if x.dtype != np.uint8: return f'must be uint8: {_cast_advice(x)}'
-    if x.ndim == 3: return f"must be [n, c, h, w]: {'give one image as x[None]' if x.shape[0] in (1, 3) else 'add a channel axis with x[:, None]'}"
+    if x.ndim == 3: return 'must be [n, c, h, w]: add a channel axis with x[:, None], or give one image as x[None]'
     if x.ndim != 4 or 0 in x.shape[1:]: return 'must be [n, c, h, w], none of c, h, w zero'
     if x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4): return 'must be channels first: use x.transpose(0, 3, 1, 2)'
 
