@@ -226,7 +226,11 @@ class OwnTransform(ImageTransform):
     def __init__(self,
         f, # `f(x) -> x`, images `[n, c, h, w]` float32 in 0..1
     ): self.f = f
-    name = property(lambda self: getattr(self.f, '__name__', type(self.f).__name__))
+    @property
+    def name(self): # never that of a transform of this library
+        name = getattr(self.f, '__name__', type(self.f).__name__)
+        return f'own {name}' if name in known_transforms else name
+
     def __repr__(self): return f'OwnTransform({self.name})'
 
     @torch.no_grad()
@@ -271,6 +275,7 @@ def show_transforms(
 ): # The axes
     "A row for each transform: every image as it is, then transformed"
     x = torch.from_numpy(np.array(check_pixels(images.x if isinstance(images, ImageSet) else images)))
+    if transforms is not None and not isinstance(transforms, (list, tuple, dict)): transforms = [transforms]
     ts, g, (n, c, h, w) = [t for o in transforms or known_transforms if (t := as_transform(o))], torch.Generator().manual_seed(seed), x.shape
     many = x.repeat_interleave(n_draws, 0).float()/255
     drawn = [(t(many, torch.rand(len(many), t.n_random, generator=g))*255).round().byte().view(n, n_draws, c, h, w) for t in ts]

@@ -131,10 +131,10 @@ def interpolate(self:ACAI,
     n_steps:int=8,   # Drawings from one to the next, both ends included
 ) -> torch.Tensor: # `[n - 1, n_steps, c, h, w]` in 0..1
     "What the decoder draws between images"
-    self.net.eval()
-    z = self.net.enc(torch.from_numpy(np.ascontiguousarray(images.x)).to(self.device).float()/255)
+    net = self._eval()
+    z = net.enc(torch.from_numpy(np.ascontiguousarray(images.x)).to(self.device).float()/255)
     ways = torch.stack([torch.lerp(z[:-1], z[1:], t) for t in torch.linspace(0, 1, n_steps)], 1)
-    return self.net.draw(ways.flatten(0, 1)).unflatten(0, ways.shape[:2]).cpu()
+    return net.draw(ways.flatten(0, 1)).unflatten(0, ways.shape[:2]).cpu()
 
 # %% ../../nbs/11_encoders.acai.ipynb #d5b86ed0
 @patch

@@ -117,11 +117,11 @@ def judge(self:GANEncoder,
     seed:int=0,      # Of the latents to draw from
 ) -> tuple:          # Scores of real and of drawn ones, both `[n]`
     "What the discriminator says: over zero for real, under for drawn"
-    if not getattr(self, 'whole', True): raise ValueError(f'This {type(self).__name__} was shipped without its discriminator. Train one, or load the file of a training.')
-    self.net.eval()
-    z = self.net.random(np.random.default_rng(seed), len(images))
+    net = self._eval()
+    if not self.whole: raise ValueError(f'This {type(self).__name__} was shipped without its discriminator. Train one, or load the file of a training.')
+    z = net.random(np.random.default_rng(seed), len(images))
     x = torch.from_numpy(np.ascontiguousarray(images.x)).to(self.device).float()/255
-    return tuple(self.net.scores(x, z).cpu().view(2, -1))
+    return tuple(net.scores(x, z).cpu().view(2, -1))
 
 @patch
 @torch.no_grad()
@@ -130,8 +130,8 @@ def samples(self:GANEncoder,
     seed:int=0, # Of their latents
 ) -> torch.Tensor: # `[n, c, h, w]` in 0..1
     "Images drawn from random latents"
-    self.net.eval()
-    return self.net.draw(self.net.random(np.random.default_rng(seed), n)).cpu()
+    net = self._eval()
+    return net.draw(net.random(np.random.default_rng(seed), n)).cpu()
 
 # %% ../../nbs/12_encoders.bigan.ipynb #8823f5ae
 class BiGAN(GANEncoder):

@@ -260,6 +260,10 @@ class NetEncoder(Encoder):
         with seeded(self.config['seed']): self.net = self.network().to(self.device, memory_format=torch.channels_last)
     def state(self): return {k: v for k,v in self.net.state_dict().items() if self.whole or not k.startswith(self.judges)} if self.net else {}
     def _ready(self): return self._fitted
+    def _eval(self):
+        "The network in evaluation mode, if there is one"
+        if self.net is None: raise ValueError(f"{type(self).__name__} has not learnt yet. Call fit first, or Encoder.load.")
+        return self.net.eval()
     def load_state(self, state): # tensors by name
         missing, alien = self.net.load_state_dict(state, strict=False)
         bad = [*alien, *(k for k in missing if not k.startswith(self.judges))]
@@ -344,10 +348,10 @@ def _train(self:NetEncoder, learn): learn.fit_one_cycle(self.config['n_epochs'],
 @torch.no_grad()
 @tf32(False)
 def _embed(self:NetEncoder, images, enc=None):
+    net = self._eval()
     if list(images.shape) != list(self.config['shape']):
         raise ValueError(f"{type(self).__name__} learnt from images {tuple(self.config['shape'])}, these are {tuple(images.shape)}. Resize them or fit a new one.")
-    self.net.eval()
-    return np.concatenate([(enc or self.net.enc)(torch.from_numpy(np.ascontiguousarray(x)).to(self.device).float()/255).flatten(1).cpu().numpy() for x in _chunks(images.x, _at_once(images.shape))])
+    return np.concatenate([(enc or net.enc)(torch.from_numpy(np.ascontiguousarray(x)).to(self.device).float()/255).flatten(1).cpu().numpy() for x in _chunks(images.x, _at_once(images.shape))])
 
 # %% ../../nbs/10_encoders.core.ipynb #c038
 class _ConvAE(nn.Module):

@@ -279,7 +279,7 @@ def show_nmi(self:DeepCluster,
 ):
     "The NMI of each assignment and the one before"
     from cactus_nb.show.plot import _axes
-    nmi, ax = self.net.nmi.cpu().numpy()[1:], _axes(ax, 5, 2.5)
+    nmi, ax = self._eval().nmi.cpu().numpy()[1:], _axes(ax, 5, 2.5)
     ax.plot(np.arange(2, len(nmi)+2), nmi, '.-'); ax.set_ylim(0, 1)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel('assignment'); ax.set_ylabel('NMI with the one before'); ax.spines[['top','right']].set_visible(False)

@@ -176,7 +176,7 @@ def sweep(self:InfoGAN,
     seed:int=0,     # Of all the other numbers
 ) -> torch.Tensor: # `[n, n_steps, c, h, w]` in 0..1
     "Drawings in which one code goes through its values and nothing else changes (the paper's figure 2)"
-    net, k, m = self.net.eval(), self.config['n_categories'], self.config['n_continuous']
+    net, k, m = self._eval(), self.config['n_categories'], self.config['n_continuous']
     if not 0 <= code <= m: raise ValueError(f"code={code}: there are the category, code 0, and {m} continuous ones.")
     values, at = (torch.eye(k), slice(k)) if code == 0 else (torch.linspace(-1, 1, n_steps)[:,None], slice(k+code-1, k+code))
     z = net.random(np.random.default_rng(seed), n)[:,None].repeat(1, len(values), 1)

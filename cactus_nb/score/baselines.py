@@ -83,7 +83,7 @@ def linear_logits(
     from sklearn.linear_model import LogisticRegression
     def one(zs, ys, zq):
         scores = LogisticRegression(C=C, max_iter=1000).fit(zs, ys).decision_function(zq)
-        return np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
+        return np.stack([0*scores, scores], 1) if scores.ndim == 1 else scores # of two classes there is one score, the log-odds
     return torch.from_numpy(np.stack([one(*o) for o in zip(*(o.cpu().numpy() for o in (zs, ys, zq)))])).to(zq)
 
 def linear(
@@ -115,6 +115,11 @@ def _mlp_steps(zs, ys, n_way, width, dropout, n_epochs, lr, seed):
         opt.step()
         yield params
 
+# %% ../../nbs/41_score.baselines.ipynb #04ffb63a
+def _check_mlp(width, n_epochs, dropout, seed):
+    check_counts(width=width, n_epochs=n_epochs); check_counts(least=0, seed=seed)
+    if not 0 <= dropout < 1: raise ValueError(f"dropout={dropout}: give a share of at least 0 and under 1.")
+
 # %% ../../nbs/41_score.baselines.ipynb #735b5596
 def mlp_logits(
     zs:torch.Tensor,   # Support embeddings `[B, n_way·k_shot, d]`
@@ -127,8 +132,7 @@ def mlp_logits(
     seed:int=0,        # Seed of the weights and of what is dropped
 ) -> torch.Tensor:     # `[B, n, n_way]`
     "Class scores of a network with one hidden layer, trained for each task; raises `ValueError` for settings that make none"
-    check_counts(width=width, n_epochs=n_epochs); check_counts(least=0, seed=seed)
-    if not 0 <= dropout < 1: raise ValueError(f"dropout={dropout}: give a share of at least 0 and under 1.")
+    _check_mlp(width, n_epochs, dropout, seed)
     def some(zs, ys, zq):
         for params in _mlp_steps(zs, ys, n_way, width, dropout, n_epochs, lr, seed): pass
         return _mlp(zq, *params)
@@ -145,6 +149,7 @@ def mlp(
 
 # %% ../../nbs/41_score.baselines.ipynb #f328716b
 def _peeking_logits(zs, ys, zq, width=128, dropout=0.5, n_epochs=500, lr=1e-3, seed=0, patience=2):
+    _check_mlp(width, n_epochs, dropout, seed); check_counts(patience=patience)
     n_way = int(ys.max())+1
     yq = torch.arange(n_way, device=zq.device).repeat_interleave(zq.shape[1]//n_way).expand(len(zq), -1)
     best, waited, kept = zq.new_full((len(zq),), torch.inf), ys.new_zeros(len(zq)), zq.new_zeros(*zq.shape[:2], n_way)

@@ -76,8 +76,10 @@ class _Method:
         if isinstance(method, (nn.Module, Encoder)): raise ValueError(f"{type(method).__name__} makes embeddings or scores of images, and is no method by itself. Give a Learner, untrained(model), knn(encoder) or nearest_prototype(encoder).")
         if isinstance(method, Learner): method = few_shot_callback(method)
         if hasattr(method, 'inner_loop'): method = method.inner_loop()
-        self.of_images, self.embed = getattr(method, 'features', None), None if getattr(method, 'of_task', False) else getattr(method, 'embed', None)
-        self.logits = method.logits if self.of_images or self.embed else getattr(method, 'step_logits', getattr(method, 'task_logits', method))
+        self.of_images = self.embed = None
+        if hasattr(method, 'logits') and hasattr(method, 'features'): self.of_images, self.logits = method.features, method.logits # `ImageSet` to features
+        elif hasattr(method, 'logits') and hasattr(method, 'embed') and not getattr(method, 'of_task', False): self.embed, self.logits = method.embed, method.logits # each image by itself
+        else: self.logits = next((f for k in ('step_logits', 'task_logits') if (f := getattr(method, k, None))), method) # whole tasks
         self.steps = getattr(method, 'steps', None)
         if not callable(self.logits): raise ValueError(f"{type(method).__name__} is no method. Give a Learner, or a function (xs, ys, xq) -> logits.")
 
@@ -212,7 +214,7 @@ def row_name(
     return row['method'] if row['embedding'] == 'none' else f"{row['method']} ({row['embedding']}{f', then {n-1:.0f} rounds' if n and n == n else ''})"
 
 # %% ../../nbs/40_score.evaluate.ipynb #c044
-_told = 'variant', 'adapt', 'transform', 'bn', 'precision', 'n_partitions', 'steps'
+_told = 'variant', 'adapt', 'transform', 'bn', 'precision', 'n_partitions', 'steps', 'preset', 'seed'
 
 def _line_names(rows):
     "The name of each row, with what tells it from others of the same name"

@@ -418,6 +418,12 @@ def _beside(ours, paper):
     known = paper.ci95 if paper.ci95_mark == 'V' else 0
     return diff, None if paper.mark == 'R' else bool(abs(diff) <= ours['ci95'] + known)
 
+def _encoder_text(about):
+    "Which encoder made the embedding, and how long it was trained"
+    if not about: return None
+    n = about.get('epochs') or about.get('n_epochs')
+    return ', '.join([about.get('pretrained') or 'trained for this row', *([f'{n} passes'] if n else [])])
+
 def _lines(row, res, state, why):
     "A line for each way and shot of a row"
     ours = {(o['n_way'], o['k_shot']): o for o in (res or {}).get('rows', [])}
@@ -426,7 +432,7 @@ def _lines(row, res, state, why):
         diff, overlap = _beside(o, paper)
         yield dict(row=row.name, method=row.method, embedding=row.embedding, n_way=w, k_shot=k, ours=o and o['mean'], ci95=o and o['ci95'], paper=paper and paper.mean, paper_ci95=paper and paper.ci95, mark=paper and paper.mark,
                    difference=diff, overlap=overlap, state=state, why=why, preset=res and res['preset'], share=res and res['share'], steps=o and o['steps'], n_partitions=o and o['n_partitions'], n_tasks=o and o['n_tasks'], precision=o and o.get('precision'),
-                   seed=res and res['seed'], minutes=res and res['minutes'], device=res and res['device'], commit=res and res['commit'], pretrained=res and (res['encoder'] or {}).get('pretrained'),
+                   seed=res and res['seed'], minutes=res and res['minutes'], device=res and res['device'], commit=res and res['commit'], encoder=res and _encoder_text(res['encoder']),
                    command=res['line'] if res else f'cactus_reproduce --row {row.name}')
 
 # %% ../../nbs/42_score.reproduce.ipynb #fb6fb532
@@ -454,7 +460,7 @@ def _cell(o):
     "`ours ± ci (paper) difference`"
     paper = '' if pd.isna(o.paper) else f"({o.paper:.2f}{'ᴿ' if o['mark'] == 'R' else ''})"
     if pd.isna(o.ours): return paper or '–'
-    said = '' if pd.isna(o.difference) else f" {o.difference:+.1f}" + (' ≈' if not pd.isna(o.overlap) and o.overlap else '')
+    said = '' if pd.isna(o.difference) else f" {o.difference:+.1f}" + (' ≈' if not pd.isna(o.overlap) and o.overlap and o.n_tasks >= 1000 else '') # few tasks overlap with anything
     return f"{o.ours:.2f} ± {o.ci95:.2f} {paper}{said}".strip()
 
 def comparison_table(
@@ -475,29 +481,33 @@ def provenance(
     "A line per row and seed: preset, partitions, steps, tasks, minutes, device, commit and command; for a row without a result, why"
     one = df.drop_duplicates(['row', 'seed']).set_index('row').rename_axis(None)
     whole = lambda v: '' if v is None or v != v else f'{v:,.0f}' if isinstance(v, (int, float)) else str(v)
-    res = one[['state', 'preset', 'n_partitions', 'steps', 'n_tasks', 'pretrained', 'minutes', 'device', 'commit', 'command']].copy()
+    res = one[['state', 'preset', 'n_partitions', 'steps', 'n_tasks', 'encoder', 'minutes', 'device', 'commit', 'command']].copy()
     res['minutes'] = ['' if pd.isna(v) else f'{v:.1f}' for v in one.minutes]
-    for k in ('preset', 'n_partitions', 'steps', 'n_tasks', 'pretrained', 'device', 'commit'): res[k] = [whole(v) for v in one[k]]
+    for k in ('preset', 'n_partitions', 'steps', 'n_tasks', 'encoder', 'device', 'commit'): res[k] = [whole(v) for v in one[k]]
     res['command'] = [o.command if o.state != 'pending' or o.why == 'not run' else f'pending: {o.why}' for _,o in one.iterrows()]
     return res
 
 # %% ../../nbs/42_score.reproduce.ipynb #952bfe13
+def _how_far(*results):
+    "The share of the protocol's steps, and the precision where it is another one than float32, of rows that are trained"
+    def one(r): return ', '.join([f"{100*r['share']:.3g} %", *filter(None, {r['rows'][0].get('precision')})])
+    return ' and '.join(dict.fromkeys(one(r) for r in results if r['share'] is not None))
+
 def differences(
     pairs:list, # Of names of rows: what is looked at, and what is taken from it
     folder:str|Path|None=None, # With result files; `results_folder()` if None
 ) -> pd.DataFrame: # A line per pair, seed and preset: points with their 95 % interval, in brackets the paper's points; empty where no pair has both results
     "One row less another, task by task, wherever both were scored on the same tasks"
     found, lines = read_rows(folder)[0], []
-    of = lambda name: {(r['seed'], r['preset'], r['images']): results_of(r) for r in reversed(found.get(name, []))} # the nearest to the protocol
+    of = lambda name: {(r['seed'], r['preset'], r['images']): r for r in reversed(found.get(name, []))} # the nearest to the protocol
     for name,other in pairs:
-        theirs, paper = of(other), [rows[o].paper if o in rows else {} for o in (name, other)]
-        for key,ours in of(name).items():
-            points = {}
-            for t,r in ours.items():
-                if t not in theirs.get(key, {}) or r.n_tasks != theirs[key][t].n_tasks: continue
-                (a, b), d = [p.get(t) for p in paper], r - theirs[key][t]
-                points['{}-way {}-shot'.format(*t)] = f'{d.mean:+.2f} ± {d.ci95:.2f}' + (f' ({a.mean - b.mean:+.2f})' if a and b and a.mark == b.mark == 'V' else '')
-            if points: lines.append(dict(row=name, less=other, preset=key[1], seed=key[0]) | points)
+        ours, theirs, paper = of(name), of(other), [rows[o].paper if o in rows else {} for o in (name, other)]
+        for key in (k for k in ours if k in theirs):
+            (a, b), points = [results_of(o[key]) for o in (ours, theirs)], {}
+            for t in [t for t in a if t in b and a[t].n_tasks == b[t].n_tasks]:
+                (x, y), d = [p.get(t) for p in paper], a[t] - b[t]
+                points['{}-way {}-shot'.format(*t)] = f'{d.mean:+.2f} ± {d.ci95:.2f}' + (f' ({x.mean - y.mean:+.2f})' if x and y and x.mark == y.mark == 'V' else '')
+            if points: lines.append(dict(row=name, less=other, preset=key[1], seed=key[0], trained=_how_far(ours[key], theirs[key])) | points)
     return pd.DataFrame(lines).set_index('row').rename_axis(None).fillna('') if lines else pd.DataFrame()
 
 def gains(

@@ -14,7 +14,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from ..data.core import ImageSet, check_counts
 from ..encoders.core import check_embedding
-from ..score.evaluate import _answers, _Method, row_name
+from ..score.evaluate import _answers, _line_names, _Method, row_name
 from ..tasks.partition import Partitions, cluster_purity
 from ..tasks.sample import TaskLoader, TaskSampler, label_sampler
 
@@ -183,19 +183,22 @@ def show_sizes(
     return ax
 
 # %% ../../nbs/50_show.plot.ipynb #4b265c46
-def _pca_map(z, seed):
-    u, s, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
-    share = s**2/max((s**2).sum(), 1e-30)
-    xy = np.pad((u*s)[:,:2], ((0, 0), (0, max(0, 2 - len(s)))))
-    return xy, [f'component {i+1}: {o:.0%} of the variance' for i,o in enumerate(np.pad(share[:2], (0, max(0, 2 - len(s)))))]
+def _pca_map(z, rows, seed):
+    "Some rows in the components of all"
+    c = np.float32(z) - np.float32(z).mean(0)
+    var, axes = np.linalg.eigh(c.T @ c) # the largest last
+    share, missing = var[::-1][:2].clip(0)/max(var.sum(), 1e-30), (0, max(0, 2 - len(var)))
+    return c[rows] @ np.pad(axes[:,::-1][:,:2], ((0, 0), missing)), [f'component {i+1}: {o:.0%} of the variance' for i,o in enumerate(np.pad(share, missing))]
 
 # %% ../../nbs/50_show.plot.ipynb #c15e12c1
-def _tsne_map(z, seed):
+def _tsne_map(z, rows, seed):
     from sklearn.manifold import TSNE
+    z = np.float32(z[rows])
     return TSNE(perplexity=min(30, (len(z)-1)/3), init='pca' if min(z.shape) > 1 else 'random', random_state=seed).fit_transform(z), ['', '']
 
 # %% ../../nbs/50_show.plot.ipynb #2a1576c7
-def _umap_map(z, seed):
+def _umap_map(z, rows, seed):
+    z = np.float32(z[rows])
     try: from umap import UMAP
     except ImportError as e: raise ImportError("method='umap' needs umap-learn, which is not installed. Run pip install umap-learn, or choose 'pca' or 'tsne'.") from e
     return UMAP(random_state=seed, n_jobs=1, n_neighbors=min(15, len(z)-1), init='spectral' if len(z) > 9 else 'random').fit_transform(z), ['', '']
@@ -242,13 +245,13 @@ def show_map(
     chosen = _spread(groups, n_colours)
     rows = _some_rows(groups, chosen, n_points, seed)
     if len(rows) < 2: raise ValueError(f"{len(rows)} point(s) make no map: give at least 2.")
-    xy, labels = _maps[method][1](np.float32(z[rows]), seed)
+    xy, labels = _maps[method][1](z, rows, seed)
     ax = _axes(ax, 7.5, 4.8)
     colours = _draw_points(ax, xy, groups[rows], chosen, name, groups)
     if images is not None: _draw_images(ax, xy, images.x, rows, colours, n_images)
     ax.set(xlabel=labels[0], ylabel=labels[1], xticks=[], yticks=[], aspect='equal', adjustable='datalim'); _plain(ax); ax.spines[:].set_visible(bool(labels[0])); ax.spines[['top','right']].set_visible(False)
     n = len(np.unique(groups[groups >= 0]))
-    _caption(ax, f"{_maps[method][0]} of {'' if len(rows) == len(z) else f'{len(rows):,} of '}{len(z):,} embeddings" + (f', {len(chosen)} of {n:,} {what} in colour' if what else ''))
+    _caption(ax, f"{_maps[method][0]} of {'' if len(rows) == len(z) else f'{len(rows):,} of '}{len(z):,} embeddings" + (f', {len(chosen)} of {n:,} {what} in colour' if what else '') + (', these whole' if what and len(rows) < len(z) and np.isin(groups, chosen).sum() <= n_points/2 else ''))
     return ax
 
 # %% ../../nbs/50_show.plot.ipynb #1c4badab
@@ -381,13 +384,13 @@ def _draw_curve(ax, tables, column, name, i):
     if not tables: return None, 0
     scale = 100 if column.endswith('accuracy') else 1
     values = scale*pd.concat([t[column] for t in tables], axis=1).astype(float)
-    good = values.where(np.isfinite(values))
-    mean, epochs = good.mean(axis=1), good.index + 1
+    good, gone = values.where(np.isfinite(values)), sum(int((~np.isfinite(t[column].astype(float))).sum()) for t in tables)
+    mean, epochs = good.mean(axis=1, skipna=False), good.index + 1 # of all runs: it ends where one of them does
     ax.plot(epochs, mean, marker='o', ms=3, lw=1.5, color=_palette[i%len(_palette)], ls=['-', '--', ':'][i//len(_palette)%3], label=name)
     low, high, band = good.min(axis=1), good.max(axis=1), 'lowest to highest run'
     if len(tables) == 1: low, high, band = (mean, mean, None) if scale == 1 or 'ci95' not in tables[0] else (mean - 100*tables[0].ci95, mean + 100*tables[0].ci95, '95 % over tasks')
     if band: ax.fill_between(epochs, low, high, color=_palette[i%len(_palette)], alpha=0.2, lw=0)
-    return band, int(good.isna().sum().sum())
+    return band, gone
 
 # %% ../../nbs/50_show.plot.ipynb #d5d93dd0
 @patch
@@ -439,10 +442,10 @@ def confusion(
     return taken, met
 
 # %% ../../nbs/50_show.plot.ipynb #f65cd5e2
-def _confused(taken, n):
-    "`n` classes, those of the pairs that were mixed up most, pairs together"
+def _confused(taken, met, n, prior):
+    "`n` classes, those of the pairs that were mixed up for the largest share of their queries, pairs together; `prior` right answers more for each pair, so that chance in few counts little"
     if n >= len(taken): return np.arange(len(taken))
-    wrong, chosen = np.triu(taken + taken.T, 1), []
+    wrong, chosen = np.triu((taken + taken.T)/(met + met.T + prior), 1), []
     for pair in zip(*np.unravel_index(np.argsort(-wrong, axis=None, kind='stable'), wrong.shape)):
         chosen += [c for c in pair if c not in chosen]
         if len(chosen) >= n: return np.array(chosen[:n])
@@ -470,14 +473,14 @@ def show_confusion(
     "Share of a class's queries taken for another where both were in the task, for the classes that are mixed up most"
     check_counts(n_classes=n_classes)
     taken, met = confusion(method, images, n_way, k_shot, n_query, n_tasks, seed)
-    shown = _confused(taken, n_classes)
-    share = 100*taken[np.ix_(shown, shown)]/np.where(met, met, np.nan)[np.ix_(shown, shown)]
+    shown, usual = _confused(taken, met, n_classes, 10*n_query), np.median(met[np.triu_indices(len(met), 1)])/n_query
+    share = 100*taken[np.ix_(shown, shown)]/np.where(met >= 2*n_query, met, np.nan)[np.ix_(shown, shown)]
     n, ax = len(shown), _axes(ax, max(0.42*len(shown) + 2.6, 6), 0.42*len(shown) + 1.2)
     _heat(ax, share, np.array([[f'{o:.0f}' if o >= 0.5 else '' for o in r] for r in share]))
     strip = images.x[[np.argmax(images.y == c) for c in shown]]
     ax.imshow(image_strip(strip, n_cols=1), extent=(-1.7, -0.7, n-0.5, -0.5)); ax.imshow(image_strip(strip), extent=(-0.5, n-0.5, n+0.7, n-0.3))
     ax.set(xlim=(-1.7, n-0.5), ylim=(n+0.7, -0.5), xticks=[]); ax.set_xlabel('taken for', fontsize=9); ax.set_yticks(range(n), [_short(images.classes[c]) for c in shown])
-    _caption(ax, f'Answers, % of queries where both were in the task\n{n_tasks:,} tasks, {n_way}-way {k_shot}-shot; grey: never met', [n < len(taken) and f'{len(taken) - n:,} of {len(taken):,} classes, less mixed up'])
+    _caption(ax, f'Answers, % of queries where both were in the task\n{n_tasks:,} tasks, {n_way}-way {k_shot}-shot: two classes met in {usual:.0f} of them (median); grey: in fewer than 2', [n < len(taken) and f'{len(taken) - n:,} of {len(taken):,} classes, less mixed up'])
     return ax
 
 # %% ../../nbs/50_show.plot.ipynb #c028
@@ -497,7 +500,7 @@ def show_results(
         for name,r,figure in lines: y += 1; labels.append((y, name)); _draw_result(ax, y, r, figure)
         y += 1.3
     ax.set_yticks(*zip(*labels) if labels else ([], [])); ax.set(ylim=(y-0.5, -0.7), xlim=(0, 100))
-    ax.set_xlabel('accuracy on tasks of new classes, %' + (';  line and (…): the paper' if any(paper.values()) else ''), fontsize=9); _plain(ax); ax.tick_params(axis='y', length=0)
+    ax.set_xlabel('accuracy on tasks of new classes, %' + (';  line and (…): the paper' if any(paper.values()) else '') + (', pale from memory' if any(f[1] != 'V' for o in paper.values() for f in o.values()) else ''), fontsize=9); _plain(ax); ax.tick_params(axis='y', length=0)
     if n := len(rows) - len(known): _caption(ax, '', [f'{n} row(s) without a figure'])
     return ax
 
@@ -505,7 +508,7 @@ def show_results(
 def _lines(rows, paper, task):
     "`(name, row or None, the paper's figure or None)` at one way and shot"
     mine = [r for r in rows if (r['n_way'], r['k_shot']) == task]
-    lines = [(row_name(r), r, paper.get(row_name(r), {}).get(task)) for r in mine]
+    lines = [(name, r, paper.get(row_name(r), {}).get(task)) for name,r in zip(_line_names(mine), mine)]
     return lines + [(k, None, f[task]) for k,f in paper.items() if task in f and k not in map(row_name, mine)]
 
 # %% ../../nbs/50_show.plot.ipynb #63cbde40
@@ -524,7 +527,7 @@ def show_grid(
 ): # The axes
     "Accuracy at every way and shot with its 95 % interval"
     if not isinstance(grid, dict):
-        if len(names := {row_name(r) for r in grid}) > 1: raise ValueError(f"Rows of {len(names)} methods ({', '.join(sorted(names))}): give those of one.")
+        if len(names := {*_line_names(grid)}) > 1: raise ValueError(f"Rows of {len(names)} methods ({', '.join(sorted(names))}): give those of one.")
         grid = {(r['n_way'], r['k_shot']): SimpleNamespace(**r) for r in grid if r['mean'] is not None}
     if not grid: raise ValueError("There are no results to show: evaluate at some ways and shots first.")
     ways, shots = [sorted(o) for o in map(set, zip(*grid))]
@@ -543,7 +546,7 @@ def show_steps(
 ): # The axes
     "Accuracy after each inner step that was kept, for results with its 95 % interval"
     ax = _axes(ax, 7, 3)
-    lines = [o for o in (map(_steps_of, rows.items()) if isinstance(rows, dict) else map(_steps_in, rows)) if o]
+    lines = [o for o in (map(_steps_of, rows.items()) if isinstance(rows, dict) else map(_steps_in, rows, _line_names(rows))) if o]
     for i,(name,steps,mean,ci) in enumerate(lines):
         style = dict(color=_palette[i%len(_palette)], ls=['-', '--', ':'][i//len(_palette)%3])
         ax.plot(steps, mean, marker='.', label=name, **style)
@@ -555,11 +558,11 @@ def show_steps(
     return ax
 
 # %% ../../nbs/50_show.plot.ipynb #920da81a
-def _steps_in(r):
+def _steps_in(r, name):
     "Name, steps, accuracies and None of a row"
     if not r.get('by_step'): return
     mean = np.array([*r['by_step'].values()], float)
-    return f"{row_name(r)}, {r['n_way']}-way {r['k_shot']}-shot", [int(o) for o in r['by_step']], mean, None # JSON's keys are strings
+    return f"{name}, {r['n_way']}-way {r['k_shot']}-shot", [int(o) for o in r['by_step']], mean, None # JSON's keys are strings
 
 def _steps_of(item):
     "Name, steps, accuracies and their interval of a result"

@@ -52,11 +52,16 @@ class Panel:
         **controls # A control each: `(choices, start)`; choices are a range, a list, or True and False
     ):
         self.controls, self.settings = controls, {k: start for k,(_,start) in controls.items()}
-        self.png, self.said, self.pale, self.box = b'', '', False, None
+        self.png, self.said, self.pale, self.box, self.error = b'', '', False, None, None # error: the last one, for who writes a panel
 
     def progress(self, it, what): return it # a bar, where there are controls
 
     def figure(self, **settings): raise NotImplementedError('A Panel gives figure(**settings), a matplotlib figure.')
+
+# %% ../../nbs/51_show.widgets.ipynb #38aa20f0
+@patch
+def _check_names(self:Panel, settings):
+    if unknown := {*settings} - {*self.settings}: raise ValueError(f"{min(unknown)}: the settings of {type(self).__name__} are {', '.join(self.settings) or 'none'}.")
 
 # %% ../../nbs/51_show.widgets.ipynb #3a47f375
 @patch
@@ -65,6 +70,7 @@ def act(self:Panel,
     **settings # New settings
 ):
     "Take settings and draw; an error or an interrupt is said in `said`, and the last picture stays, `pale`"
+    self._check_names(settings)
     self.settings, self.said, self.pale = self.settings | settings, '', True
     done = todo is None or self._try(lambda: self.settings.update(todo() or {}))
     if done is not None and self._try(self._draw): self.pale = False
@@ -79,7 +85,7 @@ def _try(self:Panel, f):
     "True; False after an error, None after an interrupt"
     try: f(); return True
     except KeyboardInterrupt: self.said = 'Interrupted. Change any control to go on.'
-    except Exception as e: self.said = (f'{self.said} ' if self.said else '') + (str(e) if isinstance(e, (ValueError, OSError)) else f'{type(e).__name__}: {e}'); return False
+    except Exception as e: self.error = e; self.said = (f'{self.said} ' if self.said else '') + (str(e) if isinstance(e, (ValueError, OSError)) else f'{type(e).__name__}: {e}'); return False
 
 # %% ../../nbs/51_show.widgets.ipynb #e8ec2781
 @patch
@@ -88,7 +94,7 @@ def static(self:Panel,
 ): # An image that a notebook shows
     "The picture for these settings, without controls; raises `ValueError` for what cannot be drawn"
     from IPython.display import Image
-    if unknown := {*settings} - {*self.settings}: raise ValueError(f"{min(unknown)}: the settings of {type(self).__name__} are {', '.join(self.settings) or 'none'}.")
+    self._check_names(settings)
     return Image(_png(self.figure(**self.settings | settings)), format='png')
 
 # %% ../../nbs/51_show.widgets.ipynb #f9260af0
@@ -234,6 +240,7 @@ def figure(self:TaskExplorer,
     _show_task(task, self.images.x[rows], k_shot, ids=ids if sources else None, t=settings['task'])
     _caption(task, task.get_title(loc='left'), [wanted and not sources and 'where images come from, with more than 10 classes'])
     show_map(z, Partitions(np.stack([_numbered(o, of) for o in parts.labels])), p, images=self.images, n_points=1500, n_images=30, ax=place)
+    place.set_title(place.get_title(loc='left').replace(f'{n_way} of {n_way} clusters', f'{n_way} of {len(parts.sizes(p)):,} clusters'), loc='left', fontsize=9)
     show_clusters(self.images, parts, z, p, n_images=20, y=self.images.y, clusters=of, ax=(lines := below.subplots()))
     for c in range(n_way): lines.text(-0.01, 1 - (c + 0.5)/n_way, c, transform=lines.transAxes, ha='right', va='center', fontsize=8)
     _in_order(place)
@@ -596,6 +603,7 @@ def figure(self:CompareEmbeddings,
     show_difference(diff, names, hist)
     t = int(np.abs(diff.per_task).argmax())
     rows = label_sampler(self.images, n_way, k_shot, self.n_query, settings['seed']).sample(1, t).numpy()
+    below.suptitle(f'The task where they part most, of {diff.n_tasks:,}', fontsize=9, x=0.01, ha='left')
     for ax,name in zip(below.subplots(1, 2), names):
         _show_task(ax, self.images.x[rows[0]], k_shot, _guesses(self.rules[settings['rule']](self._embed(name)), self.images, rows, k_shot)[0], t=t)
         ax.set_title(f"{_short(name)} on {ax.get_title(loc='left')}", fontsize=9, loc='left')

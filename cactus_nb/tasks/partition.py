@@ -122,18 +122,26 @@ def kmeans_partitions(
     check_counts(n_partitions=n_partitions, min_size=min_size)
     labels, notes, points = np.empty((n_partitions, len(z)), np.int32), [], Points(z, 256*n_clusters, device)
     runs = lambda pairs: _runs(points, n_clusters, pairs, seed, n_init, scaled)
+    if len(z)//min_size <= accept*n_clusters: max_refits = 0 # so few images cannot fill the share of clusters that is asked for
     for p,first in zip((progress or list)(range(n_partitions)), runs([(p, 0) for p in range(n_partitions)])):
         found, note = _fit_partition(p, first, runs([(p, 1+i) for i in range(max_refits)]), n_clusters, min_size, accept)
         labels[p] = _drop_small(found, min_size); notes.append(note if scaled else note | dict(scaled=False))
-        _check_usable(note, len(z), min_size, accept, n_way)
+        _check_usable(note, len(z), min_size, n_way)
+    _warn_of(notes, len(z), min_size, accept)
     return Partitions(labels, notes, 'kmeans')
 
 # %% ../../nbs/20_tasks.partition.ipynb #c022
-def _check_usable(note, n, min_size, accept, n_way):
-    p, usable, k = note['partition'], note['usable'], note['n_clusters']
-    what = f"partition {p} has {usable} clusters of at least {min_size} images (n_clusters={k} over {n:,} images, {note['refits']} refits)"
-    if usable < n_way: raise ValueError(f"n_way={n_way} needs {n_way} clusters, but {what}. Lower n_clusters, min_size or n_way.")
-    if not note['accepted']: warnings.warn(f"{what}, under the share of {accept:.0%} asked for; kept as the best. Lower n_clusters or min_size to have more.")
+def _usable(note, n, min_size): return f"partition {note['partition']} has {note['usable']} clusters of at least {min_size} images (n_clusters={note['n_clusters']} over {n:,} images, {note['refits']} refits)"
+
+def _check_usable(note, n, min_size, n_way):
+    if note['usable'] < n_way: raise ValueError(f"n_way={n_way} needs {n_way} clusters, but {_usable(note, n, min_size)}. Lower n_clusters, min_size or n_way.")
+
+def _warn_of(notes, n, min_size, accept):
+    "One warning for all partitions that have too few usable clusters"
+    few = [o for o in notes if not o['accepted']]
+    more = f", and {len(few) - 1} more have too few" if len(few) > 1 else ''
+    if few: warnings.warn(f"{_usable(min(few, key=lambda o: o['usable']), n, min_size)}, under the share of {accept:.0%} asked for{more}; kept as the best. Lower n_clusters or min_size to have more.", stacklevel=3)
+
 
 # %% ../../nbs/20_tasks.partition.ipynb #a33994b4
 def plane_sides(
