@@ -277,7 +277,7 @@ def bench_row(
 ) -> dict: # `name`, `seconds`, `peer`, `peer_seconds`, `ratio`, `floor_seconds`; `spread`: the least and the most of ours as shares of the median
     "Measure one row"
     work = (works | on_gpu)[name](device=device, small=small)
-    n = work.rounds or rounds
+    n = min(work.rounds or rounds, rounds) # long work has few of its own
     took = in_turn({'': work.ours} | {k: f for k,(f,_) in work.peers.items()}, 1 if small else n, 0 if small or work.rounds else 4, device)
     mid = {k: statistics.median(o) for k,o in took.items()}
     peers = {k: mid[k]/part for k,(_,part) in work.peers.items()}
@@ -347,7 +347,7 @@ def cactus_bench(
     json:store_true=False, # Print JSON instead of a table?
     growth:store_true=False, # Measure how time and memory grow instead (some minutes, 0.5 GB of disk)
     out:str=None,          # Write the JSON to this file too
-    rounds:int=9,          # Times that each side of a short row is called
+    rounds:int=9,          # Times that each side of a row is called, at most; long rows have one to three
 ):
     "Speed and memory beside what people would use instead: seconds (median), the peer's, their ratio, and the least that the machine needs"
     check_device(device)

@@ -89,7 +89,7 @@ def _write(path, rows, command, data, split, seconds, seed, device=None, **kwarg
     if path.exists():
         try: name = '{0[command]}-{0[split]}'.format(read_json(path))
         except (ValueError, TypeError, KeyError): name = 'unreadable' # of another program, or cut short: it stays too
-        if name != f'{command}-{split}': path.rename(path.with_name(f'result-{name}.json'))
+        if name != f'{command}-{split}': path.replace(path.with_name(f'result-{name}.json'))
     return write_result(path, rows, command, data, split, seconds, seed, device, **_costs(), **kwargs)
 
 # %% ../nbs/60_cli.ipynb #c032

@@ -8,7 +8,7 @@ __all__ = ['write_json', 'read_json', 'save_tensors', 'load_tensors', 'seeded', 
            'TrimCallback', 'keep_memory']
 
 # %% ../nbs/05_runs.ipynb #c002
-import ctypes, json, platform, subprocess, time
+import ctypes, json, os, platform, subprocess, time
 from contextlib import contextmanager
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
@@ -64,7 +64,7 @@ def load_tensors(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path} does not exist. Give the path of a file that `save` wrote.")
     try:
-        with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
+        with safe_open(path, 'pt') as f: return {k: f.get_tensor(k).clone() for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
     except Exception as e: raise ValueError(f"{path} is damaged or not a safetensors file ({e}). Make it again.") from e
 
 # %% ../nbs/05_runs.ipynb #c017
@@ -98,13 +98,13 @@ def tf32(
 
 # %% ../nbs/05_runs.ipynb #c020
 def git_commit():
-    "Commit of this library's checkout, with `-dirty` if its code was changed since; the version where there is no checkout"
+    "Commit of this library's checkout, with `-dirty` if its code was changed since; where there is no checkout `$CACTUS_COMMIT`, or the version"
     here = Path(cactus_nb.__file__).parent
     def git(*args): return subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True, check=True).stdout.strip()
     try:
         git('ls-files', '--error-unmatch', '__init__.py') # not a repository that merely has this environment in it
         return git('rev-parse', '--short=10', 'HEAD') + ('-dirty' if git('status', '--porcelain', '--', '.') else '')
-    except (OSError, subprocess.CalledProcessError): return f"v{_version('cactus_nb')}"
+    except (OSError, subprocess.CalledProcessError): return os.environ.get('CACTUS_COMMIT') or f"v{_version('cactus_nb')}"
 
 # %% ../nbs/05_runs.ipynb #c021
 def _version(name):
@@ -117,8 +117,8 @@ def check_device(
 ):
     "Raise `ValueError` if there is no such device here"
     if device is None: return
-    try: torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e: raise ValueError(f"device={device!r} cannot be used: {str(e).splitlines()[0]} Give cpu.") from e
+    try: torch.zeros(1, dtype=torch.float64, device=device) # k-means adds up in float64
+    except (RuntimeError, AssertionError, TypeError) as e: raise ValueError(f"device={device!r} cannot be used: {str(e).splitlines()[0]} Give cpu.") from e
 
 # %% ../nbs/05_runs.ipynb #c022
 def environment(

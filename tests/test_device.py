@@ -116,7 +116,7 @@ def test_recorded(method, kind, device):
         net = conv4_classifier(5, n_filters=8, stats='running', seed=0) if kind == 'running' else net()
         return fit(make(dls(device, n_tasks=99), net, cbs=[*cbs, *([Bfloat16()] if kind == 'bfloat16' else [])]), 2, 2e-3)
     with warnings.catch_warnings():
-        warnings.simplefilter('error')
+        warnings.filterwarnings('error', message='CaptureCallback')
         plain, other, ours = run(), run(), run(cb := CaptureCallback())
     assert cb.why_not is None
     far = lambda a, b: (flat(a.model.state_dict().values()).float() - flat(b.model.state_dict().values()).float()).abs().mean().item()
@@ -144,11 +144,15 @@ def test_nothing_waits(method, device):
 
 @on_gpu
 def test_recording_refused(device):
-    "A transform that asks for a result cannot be recorded; the training goes on without, with a word."
-    def nosy(x): return x*(1 if x.mean().item() >= 0 else -1)
-    with pytest.warns(UserWarning, match='could not be recorded'): learn = fit(learner('protonets', device, CaptureCallback(), transform=nosy), 1, 2e-3)
+    "A loss that asks for a result cannot be recorded; the training goes on without, with a word, and the next one is recorded."
+    def nosy(pred, targ): loss = F.cross_entropy(pred.flatten(0, 1), targ.flatten()); return loss*(1 if loss.item() >= 0 else -1)
+    learn = learner('protonets', device, CaptureCallback())
+    learn.loss_func = nosy
+    with pytest.warns(UserWarning, match='could not be recorded'): fit(learn, 1, 2e-3)
     assert len(learn.recorder.losses) == 12
-    fit(learn, 1, 2e-3)
+    torch.rand(2, device=device) # the generator is whole
+    fit(learner('protonets', device, again := CaptureCallback()), 1, 2e-3)
+    assert again.why_not is None
 
 def test_rounds(device):
     "Rounds on the device, with recorded steps where there are some."
@@ -194,25 +198,32 @@ def test_script_knows_the_commands(script, tmp_path):
     from inspect import signature
     import cactus_nb.bench as b, cactus_nb.cli as c, cactus_nb.score.reproduce as r
     found = script.steps('cuda', tmp_path, tmp_path/'work')
-    for line,_ in found.values():
+    for line in [o.line for o in found.values()]:
         name, *args = line.split()
         if name == 'pytest': continue
         command = next(getattr(m, name) for m in (b, r, c) if hasattr(m, name))
         assert not {o[2:] for o in args if o.startswith('--')} - {*signature(command).parameters}, line
-    lines = [l for l,_ in found.values()]
-    assert len({*lines}) == len(lines)
+        if '--row' in args: assert args[args.index('--row')+1] in r.rows, line
+        if '--rows' in args: assert args[args.index('--rows')+1] in b.works | b.on_gpu, line
+    for kind in (lambda o: o.line, lambda o: o.made):
+        all = [*filter(None, map(kind, found.values()))]
+        assert len({*all}) == len(all)
+    assert {*script.speed} == {*(b.works | b.on_gpu)} - {'demo'}
 
 def test_script_goes_on(script, tmp_path):
     "What is done is not done again, what was cut off is, what fails is noted and stops nothing."
     (tmp_path/'x.py').write_text('import sys, time, pathlib\np = pathlib.Path(sys.argv[1]); p.write_text(p.read_text() + "1" if p.exists() else "1"); time.sleep(float(sys.argv[2])); sys.exit(int(sys.argv[3]))')
-    def step(name, seconds, code=0): return f'x {tmp_path}/{name} {seconds} {code}', f'{tmp_path}/{name}' if not code else None
+    def step(name, seconds, code=0, made=None, **kw): return script.Step(f'x {tmp_path}/{name} {seconds} {code}', f'{tmp_path}/{made or name}', not code, **kw)
     import os
     os.environ['PYTHONPATH'], was = str(tmp_path), os.environ.get('PYTHONPATH')
     try:
-        found = dict(first=step('a', 0), bad=step('b', 0, 4), long=step('c', 60), never=step('d', 0))
-        assert script.main(found, tmp_path/'out', 8/60, spare=0) == 3
-        state = {k: v['state'] for k,v in json.loads((tmp_path/'out'/'state.json').read_text()).items()}
-        assert state == dict(first='done', bad='failed', long='unfinished') and not (tmp_path/'d').exists()
+        found = dict(first=step('a', 0), bad=step('b', 0, 4), nothing=step('e', 0, made='nowhere'), long=step('c', 60, cap=1), never=step('d', 0))
+        assert script.main(found, tmp_path/'out', 7/60, spare=0, packed=tmp_path/'all.tar.gz') == 3
+        state = {k: v['state'] for k,v in json.loads((tmp_path/'out'/'state.json').read_text()).items() if k != 'never'}
+        assert state == dict(first='done', bad='failed', nothing='failed', long='unfinished') # what wrote nothing is not done
+        import shutil, tarfile
+        shutil.rmtree(tmp_path/'out')
+        with tarfile.open(tmp_path/'all.tar.gz') as t: t.extractall(tmp_path/'out', filter='data')
         found['long'] = step('c', 0)
         assert script.main(found, tmp_path/'out', 1, spare=0) == 0
     finally: os.environ.pop('PYTHONPATH') if was is None else os.environ.update(PYTHONPATH=was)

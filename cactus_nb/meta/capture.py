@@ -7,6 +7,7 @@ __all__ = ['record_graph', 'CaptureCallback']
 
 # %% ../../nbs/34_meta.capture.ipynb #6f702e25
 import warnings, torch
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from fastai.callback.core import CancelBatchException, CancelStepException
@@ -27,7 +28,12 @@ def record_graph(
 ): # `(replay, what step gave)`: each call of `replay` fills these tensors anew
     "Note what a function has a GPU do, as a CUDA graph, without doing it; raises `RuntimeError` where the function waits for the device"
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph): out = step()
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)): # after a failure torch would stay on the stream that it recorded
+        try:
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)): out = step()
+        except Exception:
+            with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(device)): torch.zeros(1, device=device) # or random numbers are taken for part of a recording for good
+            raise
     return graph.replay, out
 
 # %% ../../nbs/34_meta.capture.ipynb #14490f6f
@@ -98,7 +104,7 @@ def _all_batches(self:CaptureCallback, learn):
         if whole and self.now: self._replay(i, tasks[0])
         else:
             learn.one_batch(i, dl.after_batch(dl.create_batch([*tasks])))
-            self.left = max(0, self.left - whole)
+            self.left = max(0, self.left - 1) if whole else max(1, self.left) # after a smaller one, MAML makes anew what it keeps
     dl.after_iter()
 
 # %% ../../nbs/34_meta.capture.ipynb #0566900c

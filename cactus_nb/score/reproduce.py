@@ -320,7 +320,7 @@ def _embedding(b):
     "`(encoder, z of the train images, what to say about it)`, fitted once for all rows"
     images, name = b.train.unlabelled(), _card(b.cfg)
     if name:
-        enc = Encoder.pretrained(name)
+        enc = Encoder.pretrained(name, **(dict(device=b.device) if b.device else {}))
         return enc, enc.embed(images), dict(pretrained=name, **{k: enc.card.get(k) for k in ('epochs', 'minutes', 'sha256')})
     enc, z = stages.embed_stage(b.run(f"embed-{b.cfg['encoder']}", ('encoder', 'encoder_epochs', 'encoder_preset')), images)
     return enc, z, dict(pretrained=None, config=enc.config)
@@ -421,7 +421,7 @@ def _beside(ours, paper):
 def _encoder_text(about):
     "Which encoder made the embedding, and how long it was trained"
     if not about: return None
-    n = about.get('epochs') or about.get('n_epochs')
+    n = about.get('epochs') or (about.get('config') or {}).get('n_epochs')
     return ', '.join([about.get('pretrained') or 'trained for this row', *([f'{n} passes'] if n else [])])
 
 def _lines(row, res, state, why):
