@@ -72,7 +72,7 @@ def merge(out):
 
 def pack(out, file, most=14*2**20):
     "Results, logs and what a training goes on from, in one file; what is large and can be made again stays"
-    def few(info): return info if info.isdir() or info.size <= 2**21 and not info.name.endswith(('.npy', '.npz')) or info.name.endswith(('checkpoint.safetensors', 'model.safetensors')) and info.size < most else None
+    def few(info): return info if info.isdir() or info.size <= 2**21 or info.name.endswith(('checkpoint.safetensors', 'model.safetensors')) and info.size < most else None
     tmp = Path(f'{file}.tmp')
     with tarfile.open(tmp, 'w:gz', compresslevel=1) as t: t.add(out, '.', filter=few)
     tmp.replace(file)
