@@ -70,7 +70,7 @@ def test_500_classes():
     assert title(show_clusters(many, parts, z(many))).startswith('8 of 500 clusters')
     assert title(show_sizes(parts)) == 'Sizes of the 500 clusters of partition 0: 8 to 8 images, median 8'
     ax = show_map(z(many), many)
-    assert title(ax) == 'PCA of 2,000 of 4,000 embeddings, 7 of 500 classes in colour' and len(ax.get_legend().get_texts()) == 8
+    assert title(ax) == 'PCA of 2,000 of 4,000 embeddings, 7 of 500 classes in colour, these whole' and len(ax.get_legend().get_texts()) == 8
     assert title(show_confusion(pixels, many, n_tasks=20)).endswith('left out: 486 of 500 classes, less mixed up')
     assert title(show_tasks(pixels, many, n_tasks=1, n_way=500)).endswith('left out: 480 of 500 classes')
     assert title(show_grid(evaluate_grid(pixels, many, n_ways=(2,500), k_shots=1, n_query=2, n_tasks=2))).endswith('2 tasks each')

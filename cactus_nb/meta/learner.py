@@ -145,7 +145,7 @@ class StayOnDevice(Callback):
     def after_fit(self):
         rec = self.learn.recorder
         rec.smooth_loss, rec.loss, self.learn.metrics = self.was
-        if rec.losses: rec.losses = [*torch.stack(rec.losses).cpu()] # waits for the device, once
+        if rec.losses: rec.losses = [*torch.stack([*rec.losses]).cpu()] # waits for the device, once
         for bar in self._bars(): bar.__dict__.pop('after_batch', None)
     after_cancel_fit = after_fit
 

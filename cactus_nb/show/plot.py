@@ -480,7 +480,7 @@ def show_confusion(
     strip = images.x[[np.argmax(images.y == c) for c in shown]]
     ax.imshow(image_strip(strip, n_cols=1), extent=(-1.7, -0.7, n-0.5, -0.5)); ax.imshow(image_strip(strip), extent=(-0.5, n-0.5, n+0.7, n-0.3))
     ax.set(xlim=(-1.7, n-0.5), ylim=(n+0.7, -0.5), xticks=[]); ax.set_xlabel('taken for', fontsize=9); ax.set_yticks(range(n), [_short(images.classes[c]) for c in shown])
-    _caption(ax, f'Answers, % of queries where both were in the task\n{n_tasks:,} tasks, {n_way}-way {k_shot}-shot: two classes met in {usual:.0f} of them (median); grey: in fewer than 2', [n < len(taken) and f'{len(taken) - n:,} of {len(taken):,} classes, less mixed up'])
+    _caption(ax, f'Answers, % of queries where both were in the task\n{n_tasks:,} tasks, {n_way}-way {k_shot}-shot; two classes met in {usual:.0f} (median)\ngrey: in fewer than 2', [n < len(taken) and f'{len(taken) - n:,} of {len(taken):,} classes, less mixed up'])
     return ax
 
 # %% ../../nbs/50_show.plot.ipynb #c028
