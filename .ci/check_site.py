@@ -157,6 +157,7 @@ def output_faults(proc, nb):
         if 'Call self as a function' in said: yield f"no docstring: {re.findall('^### (.*)', said, flags=re.M)}"
         if any(bar.search(text(o.get('text'))) for o in c.get('outputs', [])): yield f"a progress bar in an output: {text(c['source'])[:60]!r} (#| output: false, or run this with --mend)"
         if any(map(local, c.get('outputs', []))): yield f"a warning with the paths of one machine: {text(c['source'])[:60]!r} (run this with --mend)"
+        if any(str(root) in text(o.get('text')) for o in c.get('outputs', [])): yield f"the path of this checkout in an output: {text(c['source'])[:60]!r} (run this with --mend)"
 
 def option_faults(proc, nb):
     "Options that are no YAML, as where an alt text holds a colon and no quotes: Quarto stops there"
@@ -232,7 +233,7 @@ def lighter(data):
     return small if len(small := base64.b64encode(file.getvalue()).decode()) < 0.9*len(data) else data
 
 def mend(path):
-    "Leave of every output what a terminal shows of it, and of its pictures 256 colours; drop warnings of one machine"
+    "Leave of every output what a terminal shows of it, and of its pictures 256 colours; drop warnings of one machine, and this checkout's paths"
     nb = json.loads(before := read(path))
     for c in nb['cells']:
         barred = [o for o in c.get('outputs', []) if bar.search(text(o.get('text')))]
@@ -240,6 +241,7 @@ def mend(path):
         if barred: c['outputs'] = [o for o in c['outputs'] if o not in barred or text(o['text']).strip()]
         if 'outputs' in c: c['outputs'] = [o for o in c['outputs'] if not local(o)]
         for o in c.get('outputs', []):
+            if str(path.parent) in text(o.get('text')): o['text'] = re.sub(r'<ipython-input-[^>]*>', '', text(o['text'])).replace(f'{path.parent}/', '').splitlines(True)
             if 'image/png' in o.get('data', {}): o['data']['image/png'] = lighter(text(o['data']['image/png']))
     after = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
     if after != before: path.write_text(after, encoding='utf-8', newline='\n')

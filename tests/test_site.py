@@ -95,12 +95,12 @@ def test_symbols():
     assert [*check_site.symbol_faults(pages, dict(m=syms))] == ['m.g has no place on the site: a.html#g is not there']
 
 def test_mend(tmp_path):
-    "A progress bar leaves the lines that a terminal would show, a warning with paths goes; other outputs stay as they are."
+    "A progress bar leaves the lines that a terminal would show, a warning with paths of others goes, and of the notebook's own folder the path; other outputs stay as they are."
     path = tmp_path/'a.ipynb'
     bars = '█\repoch  loss\n█\r|-----| 0.00% [0/3]\r|██---| 40% [1/3]\rEpoch 1/1 :      \r\r0      1.5  \n|█████| 100%\r\ndone\n'
-    path.write_text(json.dumps(dict(cells=[code('fit()', said(bars), said('|█---| 5%\r'), said('plain  \n'), said('/home/me/site-packages/x.py: Warning\n') | dict(name='stderr'))])))
+    path.write_text(json.dumps(dict(cells=[code('fit()', said(bars), said('|█---| 5%\r'), said('plain  \n'), said('/home/me/site-packages/x.py: Warning\n') | dict(name='stderr'), said(f'<ipython-input-1-7a>:1: UserWarning: {tmp_path}/photos holds 2 copies\n'))])))
     check_site.mend(path)
-    assert [o['text'] for o in check_site.cells(path)[0]['outputs']] == [['epoch  loss\n', '0      1.5\n', 'done\n'], 'plain  \n']
+    assert [o['text'] for o in check_site.cells(path)[0]['outputs']] == [['epoch  loss\n', '0      1.5\n', 'done\n'], 'plain  \n', [':1: UserWarning: photos holds 2 copies\n']]
 
 def test_mend_pictures(tmp_path):
     "A picture of many colours becomes smaller and looks the same; one of few is left alone, and mending twice changes nothing."
