@@ -10,7 +10,7 @@ was to write. Rows that need no training are not run: they are the processor's, 
 On a machine that is lent for minutes: set CACTUS_COMMIT where the clone comes without its history, `--pack FILE.tar.gz` keeps all results and checkpoints in one file, written
 anew after each step, and `--from FILE.tar.gz` goes on from it on another machine.
 """
-import argparse, json, os, shutil, signal, subprocess, sys, tarfile, time
+import argparse, json, os, shlex, shutil, signal, subprocess, sys, tarfile, time
 from collections import namedtuple
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +31,7 @@ def steps(device, out, work):
         run = f'{work}/rounds-{data}-{method}-s{seed}'
         found[f'train-{data}-{method}-s{seed}'] = Step(f'cactus_train --data {data} --preset best --method {method} {more}--seed {seed} --device {device} --out {run}', f'{run}/model.safetensors')
         found[f'rounds-{data}-{method}-s{seed}'] = Step(f'cactus_eval --run {run} --rounds --device {device}', f'{run}/rounds.json', True)
-    found['device'] = Step(f'pytest -q -x --durations=5 tests/test_device.py tests/test_transforms.py --device {device} -k not_script', cap=150)
+    found['device'] = Step(f'pytest -q -x --durations=5 tests/test_device.py tests/test_transforms.py --device {device} -k "not script"', cap=150)
     for o,n in speed.items(): found[f'speed-{o}'] = Step(f'cactus_bench --device {device} --rows {o} --rounds {n} --out {work}/{o}.json', f'{work}/{o}.json', True, 200)
     for o in rows[:3]: row(f'omniglot-{o}', 0)
     rounds('protonets', 0, more='--n_rounds 8 ')
@@ -50,7 +50,7 @@ def steps(device, out, work):
 def run_step(step, line, log, seconds):
     "How a command ended: `done`, `unfinished` where the time was over, or `failed`"
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')]), PYTHONUNBUFFERED='1')
-    program, *args = [o.replace('_', ' ') if o == 'not_script' else o for o in line.split()]
+    program, *args = shlex.split(line)
     if program.startswith('cactus_'): program = [sys.executable, '-c', f'import cactus_nb.bench as b, cactus_nb.cli as c, cactus_nb.score.reproduce as r; next(getattr(o, "{program}") for o in (b, r, c) if hasattr(o, "{program}"))()']
     else: program = [sys.executable, '-m', program]
     with open(log, 'a') as f:
@@ -79,7 +79,7 @@ def pack(out, file, most=14*2**20):
 
 def lacking(device):
     "What this machine lacks, in words"
-    found = [f'the package {o}' for o in ('fastai', 'fastcore', 'faiss', 'safetensors', 'sklearn', 'pytest') if not find_spec(o)]
+    found = [f'the package {o}' for o in ('fastai', 'fastcore', 'safetensors', 'sklearn', 'pytest') if not find_spec(o)]
     if not (Path(os.environ.get('CACTUS_DATA', '.'))/'omniglot').is_dir(): found.append('omniglot in $CACTUS_DATA')
     if device != 'cpu' and not found:
         import torch

@@ -100,7 +100,7 @@ def _decode(file, shape, fit, background, max_pixels):
 
 # %% ../../nbs/03_data.folder.ipynb #c020
 def _check_options(shape, fit, background, max_pixels):
-    "A ValueError where an option of `decode_image` makes no sense."
+    "`shape` in plain numbers, or a ValueError where an option of `decode_image` makes no sense."
     c,*size = shape
     if c not in (1, 3): raise ValueError(f'channels={c!r}: give 1 (grey) or 3 (colour)')
     for o in size:
@@ -108,6 +108,7 @@ def _check_options(shape, fit, background, max_pixels):
     if fit not in _fits: raise ValueError(f"fit={fit!r} is not known; choose one of {', '.join(_fits)}")
     if not 0 <= background <= 255: raise ValueError(f'background={background!r}: give a grey value from 0 to 255')
     if max_pixels < 1: raise ValueError(f'max_pixels={max_pixels!r}: give at least 1')
+    return tuple(map(int, shape))
 
 # %% ../../nbs/03_data.folder.ipynb #c021
 def _why(e):
@@ -451,9 +452,8 @@ def decode_images(
     "Decode many image files on all cores into one array on disk; a call that was cut short is gone on with by the next."
     if on_error not in ('raise', 'skip'): raise ValueError(f'on_error={on_error!r} is not known; choose one of raise, skip')
     if isinstance(sources, (str, os.PathLike)): raise ValueError(f'sources={str(sources)!r}: give a list of files, or read a whole folder with from_folder')
-    shape,options = tuple(shape),_defaults | kwargs
-    _check_options(shape, **options)
-    shape = tuple(map(int, shape))
+    options = _defaults | kwargs
+    shape = _check_options(shape, **options)
     rows,faults = _listing(sources),{}
     with _clear_when_full(folder, rows, shape), closing(_open_rows(folder, rows, shape, options)) as kept:
         n,results = _decode_all([(i, o) for i,o in enumerate(rows) if i not in kept.digests], shape, options, n_workers)
@@ -580,9 +580,7 @@ def from_folder(
     names,passed = _image_names(folder, follow_links)
     if not names: raise ValueError(f"{folder} holds no images{f', but {passed}' if passed else ''}")
     if passed: warnings.warn(f'{folder}: passed over {passed}', stacklevel=2)
-    y,shape = _labels(names, labels),(channels, size, size)
-    _check_options(shape, **_defaults | kwargs)
-    shape = tuple(map(int, shape))
+    y,shape = _labels(names, labels),_check_options((channels, size, size), **_defaults | kwargs)
     place = _place(folder, cache, shape, _look(_defaults | kwargs))
     x,rows,digests = decode_images([f'{folder}/{o}' for o in names], shape, place, on_error, n_workers, progress, **kwargs)
     names = np.array(names)[rows]

@@ -535,7 +535,6 @@ def state(self:OwnEmbedding):
     if self.shape is None or not all(o.isdigit() for o in self.row): return rows
     return rows | dict(shape=np.array(self.shape), looks=np.stack([_look(x) for x in self.images.x]) if self.looks is None else self.looks)
 
-
 # %% ../../nbs/10_encoders.core.ipynb #c060
 @patch
 def load_state(self:OwnEmbedding,
@@ -544,7 +543,6 @@ def load_state(self:OwnEmbedding,
     "Take rows and ids from a file"
     self.z, self.row = state['z'].numpy(), {id: i for i,id in enumerate(json.loads(bytes(state['ids'].numpy())))}
     if 'looks' in state: self.shape, self.looks = tuple(state['shape'].tolist()), state['looks'].numpy()
-
 
 # %% ../../nbs/10_encoders.core.ipynb #c061
 def _load_npy(path):

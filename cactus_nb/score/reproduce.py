@@ -518,7 +518,6 @@ def gains(
     "What CACTUs adds to a baseline on its embedding, task by task"
     return differences([(n, re.sub('cactus-(protonets|maml).*', base, n)) for n in dict.fromkeys(df[df.method.str.startswith('cactus-')].row)], folder)
 
-
 # %% ../../nbs/42_score.reproduce.ipynb #6aa8dd01
 def show_comparison(
     df:pd.DataFrame, # From `comparison`

@@ -142,7 +142,6 @@ def _warn_of(notes, n, min_size, accept):
     more = f", and {len(few) - 1} more have too few" if len(few) > 1 else ''
     if few: warnings.warn(f"{_usable(min(few, key=lambda o: o['usable']), n, min_size)}, under the share of {accept:.0%} asked for{more}; kept as the best. Lower n_clusters or min_size to have more.", stacklevel=3)
 
-
 # %% ../../nbs/20_tasks.partition.ipynb #a33994b4
 def plane_sides(
     z:np.ndarray,       # Embedding `[n, d]`
