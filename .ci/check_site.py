@@ -7,7 +7,7 @@
 
 What is checked is as Quarto has it: text, outputs, figures, headings, links. How it looks is not.
 """
-import argparse, base64, io, json, os, re, shutil, sys, tempfile, warnings
+import argparse, base64, io, json, os, re, shutil, tempfile, warnings
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path

@@ -18,7 +18,7 @@ from fastcore.script import store_true
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from .backbones import conv4, conv4_classifier
-from .cli import _command
+from .command import console_command
 from .data.sets import data_root, glyphs, omniglot
 from .encoders.core import PCA
 from .meta.capture import CaptureCallback, record_graph
@@ -340,7 +340,7 @@ def _table(res):
     return DataFrame(rows).set_index('').to_string() + more
 
 # %% ../nbs/70_bench.ipynb #51b982f0
-@_command
+@console_command
 def cactus_bench(
     rows:str=None,         # Rows to measure, with commas between; all if not given
     device:str='cpu',      # Where to compute: cpu, cuda, cuda:1 …; a GPU has three rows more

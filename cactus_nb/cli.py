@@ -6,22 +6,23 @@
 __all__ = ['demo', 'cactus_demo', 'cactus_train', 'cactus_embed', 'cactus_partition', 'cactus_eval']
 
 # %% ../nbs/60_cli.ipynb #c002
-import re, sys, time, warnings
+import re, time
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
-from fastcore.script import anno_parser, store_true
+from fastcore.script import store_true
 from .backbones import conv4, conv4_classifier
+from .command import console_command, run_costs
 from .data.core import ImageSet, atomic_write
 from .data.folder import from_folder
 from .encoders.core import Encoder, OwnEmbedding
-from .meta.learner import load_run, run_info
-from .runs import Run, check_device, is_run, keep_memory, read_json, write_json
+from .meta.learner import how_trained, load_run, run_info
+from .runs import Run, check_device, is_run, read_json, write_json
 from .score.baselines import embedding_report, from_scratch, knn, linear, nearest_prototype, untrained
 from .score.choose import rounds_report
-from .score.evaluate import evaluate_grid, result_row, result_table, write_result
-from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_encoder, load_splits, methods, partition_stage, preset, presets, read_images, train_stage
+from .score.evaluate import along_steps, evaluate_grid, result_row, result_table, write_result
+from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_encoder, load_splits, methods, oracle_tasks, partition_stage, preset, presets, read_images, train_stage
 from .tasks.partition import Partitions, label_partition
 from .tasks.sample import hold_out, label_sampler
 from .tasks.sources import InstanceSampler, instance_set
@@ -72,16 +73,6 @@ def _new(train, test):
 # %% ../nbs/60_cli.ipynb #c027
 def _folders(cfgs): return [('train', 'oracle'), *((c['method'], f"oracle-{c['method']}") for c in cfgs[1:])]
 
-# %% ../nbs/60_cli.ipynb #c029
-_line = ['']
-def _costs():
-    "The command line, threads and peak memory, for the result file"
-    import torch
-    try: import resource # not on Windows
-    except ImportError: return dict(line=_line[0], threads=torch.get_num_threads(), peak_mib=None)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
-    return dict(line=_line[0], threads=torch.get_num_threads(), peak_mib=round(peak))
-
 # %% ../nbs/60_cli.ipynb #c030
 def _write(path, rows, command, data, split, seconds, seed, device=None, **kwargs):
     "Write `result.json`; what another command found before stays, as `result-COMMAND-SPLIT.json`"
@@ -90,7 +81,7 @@ def _write(path, rows, command, data, split, seconds, seed, device=None, **kwarg
         try: name = '{0[command]}-{0[split]}'.format(read_json(path))
         except (ValueError, TypeError, KeyError): name = 'unreadable' # of another program, or cut short: it stays too
         if name != f'{command}-{split}': path.replace(path.with_name(f'result-{name}.json'))
-    return write_result(path, rows, command, data, split, seconds, seed, device, **_costs(), **kwargs)
+    return write_result(path, rows, command, data, split, seconds, seed, device, **run_costs(), **kwargs)
 
 # %% ../nbs/60_cli.ipynb #c032
 def _check_tasks(cfg, train, valid, scored, n_ways, n_test):
@@ -110,15 +101,6 @@ def _without_training(cfg, shape, n_test):
     if cfg['method'] == 'protonets': return 'untrained', untrained(conv4(shape[0], cfg['n_filters'], seed=cfg['seed'])), n_test
     return 'from-scratch', from_scratch(conv4_classifier(cfg['n_way'], shape[0], shape[1], cfg['n_filters'], seed=cfg['seed']), every=10), max(2, n_test//3)
 
-# %% ../nbs/60_cli.ipynb #c035
-def _to_score(learn, every=10): return learn.maml.inner_loop(every=every) if hasattr(learn, 'maml') else learn
-
-def _how(path):
-    "What a row tells about the training of a run"
-    info = run_info(path)
-    more = {k: info.get(k) for k in ('rounds', 'precision')} | dict(adapt=info.get('maml', {}).get('adapt'))
-    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions')) | {k: v for k,v in more.items() if v not in (None, 'float32', 'weights')}
-
 # %% ../nbs/60_cli.ipynb #c036
 def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
     "Every method on the same tasks"
@@ -127,9 +109,9 @@ def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
         method, bn, (path, oracle) = cfg['method'], dict(bn=cfg['bn']), [run.path if o == 'train' else run/o for o in names]
         name, before, n = _without_training(cfg, test.shape, n_test)
         scored += [(name, 'none', before, n, bn | dict(steps=0)),
-                   (f'cactus-{method}', enc.name, _to_score(load_run(path, device=run.device)), n_test, bn | _how(path)),
-                   (f'oracle-{method}', 'none', _to_score(load_run(oracle, device=run.device)), n_test, bn | _how(oracle))]
-    if 'best' in run.config: scored.insert(4, ('cactus-protonets', 'instance', load_run(run/'best', device=run.device), n_test, dict(bn='running') | _how(run/'best'))) # after the plain one
+                   (f'cactus-{method}', enc.name, along_steps(load_run(path, device=run.device)), n_test, bn | how_trained(path)),
+                   (f'oracle-{method}', 'none', along_steps(load_run(oracle, device=run.device)), n_test, bn | how_trained(oracle))]
+    if 'best' in run.config: scored.insert(4, ('cactus-protonets', 'instance', load_run(run/'best', device=run.device), n_test, dict(bn='running') | how_trained(run/'best'))) # after the plain one
     return [result_row(r, method, embedding, preset='demo', **more) for method,embedding,m,n,more in scored
             for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n, seed=run.config['seed']).values()]
 
@@ -150,28 +132,6 @@ def _save_figure(run, images, parts, z, learn, test, rows):
     with _drawn(run/'demo.png'): run_figure(images, parts, z, learn, test, rows)
     return str(run/'demo.png')
 
-# %% ../nbs/60_cli.ipynb #c047
-def _command(func):
-    "A console command from a function with documented arguments"
-    @wraps(func)
-    def main(argv=None):
-        parser = anno_parser(func, prog=func.__name__)
-        parser.error = lambda msg: _stop(f"{msg}. {func.__name__} --help lists what there is.", 2)
-        argv, known = sys.argv[1:] if argv is None else argv, {o.replace('_', '-'): o for a in parser._actions for o in a.option_strings}
-        argv = [re.sub('^--[^=]+', lambda m: known.get(m[0].replace('_', '-'), m[0]), a) for a in argv] # either spelling, whichever fastcore has
-        _line[0] = ' '.join([func.__name__, *argv])
-        args = {k: v for k,v in vars(parser.parse_args(argv)).items() if k not in ('pdb', 'xtra')}
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda msg, *a, **kw: print(f'warning: {msg}', file=sys.stderr)
-            keep_memory()
-            try: return func(**args)
-            except KeyboardInterrupt: _stop('stopped; run the same command again to go on where it was.', 130)
-            except (ValueError, OSError, MemoryError) as e:
-                msg = str(e).split('\n\t')[-1].replace("on_error='skip'", '--skip_broken').replace("head='fresh'", '--fresh_head').replace(', or leave out labels=True', '') # fastai puts the event's name before a tab
-                _stop(' '.join(msg.split()) or 'there is too little memory.', 1)
-    def _stop(msg, code): print(f'{func.__name__}: {msg}', file=sys.stderr); raise SystemExit(code)
-    return main
-
 # %% ../nbs/60_cli.ipynb #c049
 def _report(res, *paths):
     "The table and where things are"
@@ -183,7 +143,7 @@ def _report(res, *paths):
     print(f"{res['seconds']:.0f} s on {res['device']}. " + ', '.join(map(str, paths)))
 
 # %% ../nbs/60_cli.ipynb #c050
-@_command
+@console_command
 def cactus_demo(
     data:str='glyphs',     # glyphs (drawn here, nothing to download), omniglot, mnist or mini-imagenet
     method:str='protonets',# protonets, maml, or both
@@ -218,7 +178,7 @@ def _clear(path):
     shutil.rmtree(path)
 
 # %% ../nbs/60_cli.ipynb #c055
-@_command
+@console_command
 def cactus_train(
     data:str='glyphs',        # glyphs, omniglot, mnist, mini-imagenet, celeba, or the path of a folder of images
     out:str=None,             # Run folder; cactus_runs/DATA-METHOD-seedSEED if not given
@@ -323,15 +283,15 @@ def _train(cfg, out, n_test, start, device=None):
     learn = train_stage(run, train if name == 'none' else train.unlabelled(), parts, shown)
     scored, what = (valid, 'valid') if valid is not None else (shown if cfg.get('rounds') else _pseudo_classes(run, train, parts), 'pseudo')
     n_query = 5 if valid is not None or cfg.get('rounds') else min(5, cfg['n_query']) # held-out clusters have no more images for sure
-    with run.stage('score'): grid = evaluate_grid(_to_score(learn), scored, n_ways, _shots(cfg, valid), n_query, n_test, seed)
-    rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **_how(run.path)) for r in grid.values()]
+    with run.stage('score'): grid = evaluate_grid(along_steps(learn), scored, n_ways, _shots(cfg, valid), n_query, n_test, seed)
+    rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **how_trained(run.path)) for r in grid.values()]
     _report(_write(run.path, rows, 'cactus_train', cfg['data'], what, run.seconds, seed, device), f"cactus_eval --run {run.path} scores it on new classes")
 
 # %% ../nbs/60_cli.ipynb #b38b3847
 def _training_tasks(run, train):
     "`(embedding, partitions)` that the run trains on"
     cfg = run.config
-    if cfg['method'].startswith('oracle'): return 'none', _true_tasks(cfg, train)
+    if cfg['method'].startswith('oracle'): return 'none', oracle_tasks(cfg, train)
     if cfg.get('rounds'): return 'instance', InstanceSampler(len(train), cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['seed'])
     if not cfg.get('partitions'):
         enc, z = embed_stage(run, train.unlabelled())
@@ -341,11 +301,6 @@ def _training_tasks(run, train):
     if (made := parts.notes[0].get('fingerprint')) not in (None, cfg['fingerprint']): raise ValueError(f"{cfg['partitions']} holds partitions of other images (fingerprint {made}) than those to train on ({cfg['fingerprint']}). Give the --data, --split and --seed that they were made for.")
     return parts.notes[0].get('embedding', 'own'), parts
 
-# %% ../nbs/60_cli.ipynb #62fa7609
-def _true_tasks(cfg, images):
-    "What an oracle trains on: the true classes, or tasks that the images have of their own"
-    return label_partition(images) if images.y is not None else label_sampler(images, cfg['n_way'], cfg['k_shot'], cfg['n_query'], cfg['seed'])
-
 # %% ../nbs/60_cli.ipynb #a63b6aaa
 def _pseudo_classes(run, images, parts):
     "The held-out clusters as an `ImageSet` whose labels are clusters"
@@ -354,7 +309,7 @@ def _pseudo_classes(run, images, parts):
     return ImageSet(images.x[held >= 0], np.unique(held[held >= 0], return_inverse=True)[1], ids=images.ids[held >= 0], name='pseudo')
 
 # %% ../nbs/60_cli.ipynb #b2cc3096
-@_command
+@console_command
 def cactus_embed(
     data:str='glyphs',        # glyphs, omniglot, mnist, mini-imagenet, celeba, or the path of a folder of images
     out:str=None,             # Run folder; cactus_runs/embed-DATA-ENCODER-seedSEED if not given
@@ -408,7 +363,7 @@ def _write_embedding(run, enc, images):
     return list(z.shape)
 
 # %% ../nbs/60_cli.ipynb #44b8ca18
-@_command
+@console_command
 def cactus_partition(
     run:str=None,             # Run folder that cactus_embed wrote; needed
     out:str=None,             # Run folder; RUN/PARTITION if not given
@@ -496,7 +451,7 @@ def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info, split
     print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
 
 # %% ../nbs/60_cli.ipynb #c062
-@_command
+@console_command
 def cactus_eval(
     run:str=None,        # Run folder that cactus_train or cactus_demo wrote; needed
     n_way:str=None,      # Classes in a task, several with commas between; 5,20 if not given, or as many as there are classes and outputs
@@ -524,11 +479,11 @@ def cactus_eval(
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, images, n_way, test_steps, fresh_head, device)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
-    grid = score(_to_score(learn, every))
+    grid = score(along_steps(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
     trained = dict(seconds=sum(stages.values()), commits=env.get('commits'), config=cfg)
     changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None).items() if v is not None}
-    rows = [result_row(r, *_names(info, cfg), bn=info.get('bn'), **_how(run), **changed) for r in grid.values()]
+    rows = [result_row(r, *_names(info, cfg), bn=info.get('bn'), **how_trained(run), **changed) for r in grid.values()]
     beside = _embedding_alone(run, grid, score)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)
     for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")

@@ -1,6 +1,5 @@
 "The commands: as processes interrupted, killed and resumed; told to do what cannot be done."
 import contextlib, io, json, os, signal, subprocess, sys, time
-from pathlib import Path
 import pytest, torch
 from cactus_nb import cli
 from cactus_nb.runs import load_tensors

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cactus_nb.data import sets
 from cactus_nb.data.core import ImageSet, image_grid
-from cactus_nb.data.sets import cached_set, data_root, download_file, glyphs, omniglot
+from cactus_nb.data.sets import data_root, download_file, glyphs, omniglot
 
 PARTS = 'images_background', 'images_evaluation'
 DATA = os.getenv('CACTUS_DATA')  # before the tests hide it

@@ -222,7 +222,7 @@ def test_trained_in_a_file(made, tmp_path):
 def test_presets(made):
     "Both presets are there, and what they say is what an encoder is made with."
     assert {*made.presets} == {'quick', 'full'}
-    for preset in made.presets.values(): assert preset.items() <= made(**preset).config.items()
+    for kwargs in made.presets.values(): assert kwargs.items() <= made(**kwargs).config.items()
 
 @learners
 def test_in_a_run(made, tmp_path):

@@ -579,7 +579,6 @@ def test_changes_while_read(home, tmp_path, monkeypatch, decoded, how):
 
 def test_vanished_between(home, monkeypatch):
     fill(home, 2)
-    real = mod._image_names
     monkeypatch.setattr(mod, '_image_names', lambda *a: (['0000.png', 'gone.png'], ''))
     with pytest.raises(OSError, match='gone.png'): from_folder(home, labels=False)
 
@@ -674,7 +673,6 @@ def test_dead_worker(home, tmp_path):
     fill(home, 400)
     out,err = start(tmp_path, home, tmp_path/'first', 'worker').communicate(timeout=60)
     assert 'RuntimeError: a process that decodes images has died' in err and 'n_workers=0' in err
-    n = len(lines(tmp_path/'first'))
     out,err = start(tmp_path, home, tmp_path/'second').communicate(timeout=60)
     assert out.strip() and len(lines(tmp_path/'second')) < 400, err
 

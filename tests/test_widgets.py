@@ -5,7 +5,6 @@ import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from PIL import Image
 from cactus_nb.backbones import conv4, conv4_classifier
-from cactus_nb.data.core import ImageSet
 from cactus_nb.data.sets import glyphs
 from cactus_nb.encoders.core import PCA, OwnEmbedding
 from cactus_nb.meta.learner import maml_learner, proto_learner, save_run

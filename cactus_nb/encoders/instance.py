@@ -17,7 +17,6 @@ from ..backbones import conv4
 from ..data.core import ImageSet, check_counts
 from ..data.transforms import as_transform, check_transform
 from .core import NetEncoder, batch_rng
-from ..meta.protonet import squared_distance
 
 # %% ../../nbs/15_encoders.instance.ipynb #dd14a812
 class ViewCallback(Callback):
@@ -39,8 +38,8 @@ def protoclr_loss(
     z:torch.Tensor, # Embeddings of the views `[n_views, n, d]`; the first is the support
 ):
     "Cross-entropy of telling whose views the others are, by squared distances to the first (ProtoCLR, equation 1)"
-    n = z.shape[1]
-    logits = -squared_distance(z[1:].flatten(0, 1)[None], z[:1])[0]
+    n, q, p = z.shape[1], z[1:].flatten(0, 1), z[0]
+    logits = 2*q @ p.T - p.square().sum(1) # minus the squared distances, but for |q|², which all classes share
     return F.cross_entropy(logits, torch.arange(n, device=z.device).repeat(len(z)-1))
 
 def simclr_loss(

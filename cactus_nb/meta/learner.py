@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['paper_adam', 'label_accuracy', 'pseudo_accuracy', 'Ci95', 'proto_learner', 'maml_learner', 'StayOnDevice', 'Bfloat16',
-           'has_bfloat16', 'few_shot_callback', 'describe', 'save_run', 'run_info', 'load_run', 'classify']
+           'has_bfloat16', 'few_shot_callback', 'describe', 'save_run', 'run_info', 'how_trained', 'load_run',
+           'classify']
 
 # %% ../../nbs/32_meta.learner.ipynb #c002
 from functools import partial
@@ -227,6 +228,14 @@ def run_info(
 ) -> dict:
     "What a run was trained on and for; raises `ValueError` if the folder holds no finished run"
     return _open_run(path)[1]
+
+def how_trained(
+    path:str|Path, # A run folder
+) -> dict: # `steps`, `transform`, `n_partitions`; `rounds`, `precision` and `adapt` where they are not the usual ones
+    "What a result row tells about the training of a run"
+    info = run_info(path)
+    more = {k: info.get(k) for k in ('rounds', 'precision')} | dict(adapt=info.get('maml', {}).get('adapt'))
+    return dict(steps=info.get('steps'), transform=info.get('transform', 'none'), n_partitions=info.get('n_partitions')) | {k: v for k,v in more.items() if v not in (None, 'float32', 'weights')}
 
 # %% ../../nbs/32_meta.learner.ipynb #c028
 def _open_run(path):

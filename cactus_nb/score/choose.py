@@ -10,13 +10,12 @@ __all__ = ['middle', 'others', 'criteria', 'label_free', 'settings_around', 'try
 import numpy as np, pandas as pd, torch
 from hashlib import blake2b
 from inspect import signature
-from itertools import product
 from pathlib import Path
-from ..backbones import build_backbone, conv4
+from ..backbones import build_backbone
 from ..data.core import ImageSet
 from ..encoders.core import effective_dimension
 from ..meta.learner import Bfloat16, few_shot_callback, proto_learner, run_info
-from ..meta.rounds import Round, agreement, centred_embedding, fit_rounds, round_embedding
+from ..meta.rounds import agreement, centred_embedding, round_embedding
 from ..runs import environment, load_tensors, read_json, write_json
 from .evaluate import evaluate, evaluate_grid, pack_tasks, result_row
 from ..stages import load_splits

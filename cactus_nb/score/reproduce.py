@@ -20,13 +20,13 @@ from fastcore.script import store_true
 import cactus_nb
 from .. import stages
 from ..backbones import conv4_classifier
-from ..cli import _command, _costs, _how, _to_score, _true_tasks
+from ..command import console_command, run_costs
 from ..data.sets import data_root
 from ..encoders.core import Encoder, OwnEmbedding, pretrained_cards
-from ..meta.learner import load_run
+from ..meta.learner import how_trained, load_run
 from ..runs import Run, TrimCallback, check_device, read_json, write_json
 from .baselines import cluster_matching, from_scratch, knn, linear, mlp
-from .evaluate import FewShotResult, evaluate, pack_tasks, result_row, unpack_tasks, write_result
+from .evaluate import FewShotResult, along_steps, evaluate, pack_tasks, result_row, unpack_tasks, write_result
 
 # %% ../../nbs/42_score.reproduce.ipynb #2f4932b0
 Figure = namedtuple('Figure', 'mean mark ci95 ci95_mark') # percent; a mark is V or R, an unknown interval None
@@ -330,7 +330,7 @@ _cut = 'partition n_partitions n_clusters margin n_way k_shot n_query n_init acc
 
 def _partitions(b):
     "`(partitions, about the embedding)`; random labels need no embedding"
-    if b.row.method.startswith('oracle-'): return _true_tasks(b.cfg, b.train), None
+    if b.row.method.startswith('oracle-'): return stages.oracle_tasks(b.cfg, b.train), None
     if b.cfg['partition'] == 'random': z, about = np.zeros((len(b.train), 1), np.float32), None
     else: _, z, about = _embedding(b)
     key = '-'.join(['parts', b.row.embedding, *(f'{v:g}' if isinstance(v, float) else str(v) for v in map(b.cfg.get, _cut) if v is not None)])
@@ -343,7 +343,7 @@ def _method(b):
         parts, about = _partitions(b)
         run = b.run('-'.join([b.row.name, str(b.cfg['epochs']*b.cfg['n_tasks']//b.cfg['bs']), *([b.cfg['precision']] if 'precision' in b.cfg else [])]))
         stages.train_stage(run, b.train if parts.kind == 'labels' else b.train.unlabelled(), parts, b.valid)
-        return _to_score(load_run(run.path, device=b.device)), dict(bn=b.cfg['bn'], **_how(run.path)), about
+        return along_steps(load_run(run.path, device=b.device)), dict(bn=b.cfg['bn'], **how_trained(run.path)), about
     if b.row.method == 'from-scratch':
         b.run(b.row.name, ())
         net = conv4_classifier(max(w for w,_ in b.row.paper), b.test.shape[0], b.test.shape[1], trainings['maml']['n_filters'], seed=b.cfg['seed'])
@@ -358,7 +358,7 @@ def _method(b):
 def _scores(b, method):
     "`{way-shot: row of a result}`; each is written when it is there"
     run, n_tasks = b.used[-1], b.size['n_scratch' if b.row.method == 'from-scratch' else 'n_test']
-    file, n = run/f'scores-{n_tasks}.json', {}
+    file = run/f'scores-{n_tasks}.json'
     kept = read_json(file) if file.exists() else {}
     for w,k in b.row.paper:
         b.stop.check()
@@ -405,7 +405,7 @@ def _write_row(b, path, preset, share, how, about, scores):
     more = dict(preset=preset, state='done' if whole else 'partial', share=None if part is None else round(part, 5))
     lines = [{k: v for k,v in o.items() if k != 'images'} | how | more | dict(n_partitions=how.get('n_partitions')) for o in scores]
     line = f"cactus_reproduce --row {b.row.name} --preset {preset}" + ''.join(f" --{k} {v}" for k,v in dict(share=share and f'{share:g}', precision=b.cfg.get('precision'), seed=b.cfg['seed']).items() if v)
-    costs, commits = _costs() | dict(line=line), [c for r in b.used for c in read_json(r/'env.json').get('commits', [])]
+    costs, commits = run_costs() | dict(line=line), [c for r in b.used for c in read_json(r/'env.json').get('commits', [])]
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_result(path, lines, 'cactus_reproduce', b.row.data, 'test', seconds, b.cfg['seed'], b.device, row=b.row.name, protocol=protocol_version, **more, minutes=round(seconds/60, 1),
                         encoder=about, images=scores[0]['images'], commits=[*dict.fromkeys(commits)], **costs)
@@ -566,7 +566,7 @@ def _list(folder, preset, device):
     print(f"\n{len(lines)} rows: {', '.join(f'{n} {s}' for s,n in lines.state.value_counts().items())}. Accuracy in percent at {'; '.join(f'{d}: ' + ', '.join(f'{w}w{k}s' for w,k in t) for d,t in tasks.items())}. R: from memory.")
 
 # %% ../../nbs/42_score.reproduce.ipynb #17ecd820
-@_command
+@console_command
 def cactus_reproduce(
     list:store_true=False, # Show every row of the paper's tables with its state, and why it was not run
     row:str=None,        # Run this row

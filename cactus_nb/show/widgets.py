@@ -9,7 +9,6 @@ __all__ = ['Panel', 'TaskExplorer', 'show_answers', 'InnerSteps', 'TeachIt', 'sh
 import base64, io, re
 from pathlib import Path
 import numpy as np, torch
-from fastai.torch_core import get_model
 from fastcore.basics import patch
 from PIL import Image
 from ..data.core import ImageSet, check_counts, check_images
