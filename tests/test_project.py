@@ -76,6 +76,16 @@ def test_modules_have_notebooks():
     mods = {p.relative_to(lib).with_suffix('').as_posix().replace('/', '.') for p in lib.rglob('*.py') if p.stem not in ('__init__', '_modidx')}
     assert not mods - {default_exp(p) for p in notebooks}
 
+def test_arrows():
+    "A module is made of those whose pages come before its own, so that the pages can be read in their order."
+    place = {default_exp(p): p.name for p in nbs.glob('*.ipynb') if default_exp(p)}
+    for name,page in place.items():
+        path = lib.joinpath(*name.split('.')).with_suffix('.py')
+        used = [n for n in ast.parse(read(path)).body if isinstance(n, ast.ImportFrom) and n.level]
+        for n in used:
+            base = '.'.join([*name.split('.')[:-n.level], *([n.module] if n.module else [])])
+            for o in [base] if base in place else ['.'.join(filter(None, [base, a.name])) for a in n.names]: assert place[o] < page, f'{page} takes from {place[o]}'
+
 def test_no_widget_state():
     "Saved widget state makes large diffs, and shows nothing on a static page."
     for p in notebooks:
