@@ -15,9 +15,9 @@ from pathlib import Path
 
 import cactus_nb, torch
 from fastcore.basics import patch
-from fastai.callback.core import Callback, CancelEpochException, CancelFitException
-from fastai.callback.progress import CSVLogger, ProgressCallback
-from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, TrackerCallback
+from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from safetensors import safe_open
 from safetensors.torch import save
 from .data.core import atomic_write
@@ -218,7 +218,7 @@ def keep_seconds(self:Run,
 
 class KeepSeconds(Callback):
     "Call `Run.keep_seconds` after every epoch"
-    order, run_valid = ProgressCallback.order+2, False # when the checkpoint is written
+    order, run_valid = EarlyStoppingCallback.order+2, False # when the checkpoint is written
     def __init__(self,
         of:Run, # The run whose stage it is
     ): self.of = of
@@ -243,7 +243,7 @@ def _restore_opt(opt, tensors, scalars):
 # %% ../nbs/05_runs.ipynb #c040
 class ResumeCallback(Callback):
     "Write a checkpoint after every epoch, and start from it when the same fit is run again"
-    order, run_valid = ProgressCallback.order+1, False
+    order, run_valid = EarlyStoppingCallback.order+1, False # after all that track a figure
     def __init__(self,
         path:str|Path, # Checkpoint file, safetensors
         of:dict|None=None, # What the fit is of, JSON values: a checkpoint of something else is refused
@@ -268,11 +268,9 @@ class ResumeCallback(Callback):
 @patch
 def _save(self:ResumeCallback):
     tensors, scalars = _opt_tensors(self.opt)
-    tracked, lrs = [_as_tracked(cb, self.recorder.values[-1]) for cb in self._trackers()], [h['lr'] for h in self.opt.hypers]
-    for cb,o in zip(self._trackers(), tracked):
-        if _lowers(cb, o): lrs, o['wait'] = [max(lr/cb.factor, cb.min_lr) for lr in lrs], 0
+    tracked = [dict(cb=type(cb).__name__, monitor=cb.monitor, best=float(cb.best), wait=getattr(cb, 'wait', None)) for cb in self._trackers()]
     weights = {f'model.{k}': v for k,v in self.model.state_dict().items()} | {f'opt.{k}': v for k,v in tensors.items()}
-    save_tensors(self.path, weights, dict(epochs=self.epoch+1, n_epoch=self.n_epoch, scalars=scalars, of=self.of, tracked=tracked, lrs=lrs,
+    save_tensors(self.path, weights, dict(epochs=self.epoch+1, n_epoch=self.n_epoch, scalars=scalars, of=self.of, tracked=tracked, lrs=[h['lr'] for h in self.opt.hypers],
                                           passes=getattr(self.dls.train.dataset, 'passes', None)))
 
 # %% ../nbs/05_runs.ipynb #c043
@@ -296,20 +294,13 @@ def _load(self:ResumeCallback):
 @patch
 def _trackers(self:ResumeCallback): return [cb for cb in self.learn.cbs if isinstance(cb, TrackerCallback)]
 
-def _as_tracked(cb, values):
-    "What fastai's `TrackerCallback` and `EarlyStoppingCallback` will know after an epoch of these figures"
-    better = bool(cb.comp(values[cb.idx] - cb.min_delta, cb.best))
-    return dict(cb=type(cb).__name__, monitor=cb.monitor, best=float(values[cb.idx] if better else cb.best), wait=0 if better else getattr(cb, 'wait', 0) + 1)
-
-def _lowers(cb, o): return isinstance(cb, ReduceLROnPlateau) and o['wait'] >= cb.patience # will it lower the rate, by what it will know?
-
 @patch
 def _go_on_tracking(self:ResumeCallback):
     for cb in self._trackers():
-        found = [o for o in self.tracked if (o['cb'], o['monitor']) == (type(cb).__name__, cb.monitor)]
-        if found: cb.best = found[0]['best']
-        if found and hasattr(cb, 'wait'): cb.wait = found[0]['wait']
-        if found and isinstance(cb, EarlyStoppingCallback) and cb.wait >= cb.patience: raise CancelFitException # it had stopped
+        for o in self.tracked:
+            if (o['cb'], o['monitor']) != (type(cb).__name__, cb.monitor): continue
+            cb.best = o['best']
+            if hasattr(cb, 'wait'): cb.wait = o['wait']
 
 # %% ../nbs/05_runs.ipynb #c052
 class HistoryCallback(CSVLogger):

@@ -45,7 +45,7 @@ paper = {'mnist'        : dict(n_clusters=10,  n_partitions=100, n_way=10, ways=
 
 presets = dict(
     glyphs  =dict(split=(900, 100, 237),   n_clusters=500, n_partitions=20, encoder_epochs=8,
-                  protonets=dict(epochs=3, n_tasks=200, oracle_epochs=2), maml=dict(epochs=3, n_tasks=800, oracle_epochs=3, long_epochs=10)),
+                  protonets=dict(epochs=3, n_tasks=200, n_valid=30, oracle_epochs=2), maml=dict(epochs=3, n_tasks=800, oracle_epochs=3, long_epochs=10)),
     omniglot=dict(split=(1100, 100, 423),  n_clusters=500, n_partitions=50, encoder_epochs=20,
                   protonets=dict(epochs=10, n_tasks=300, oracle_epochs=5), maml=dict(epochs=4, n_tasks=1600, oracle_epochs=3, long_epochs=26)),
     **{k: dict(split='published', encoder_epochs=10, **o, protonets=dict(epochs=10, n_tasks=300, oracle_epochs=5), maml=dict(epochs=10, n_tasks=400, oracle_epochs=5)) for k,o in paper.items()},
@@ -61,10 +61,10 @@ common = dict(encoder='autoencoder', partition='kmeans', margin=0., n_way=20, k_
 # %% ../nbs/35_stages.ipynb #1073f382
 def _rounds(first, *others, **kwargs): return [dict(epochs=first), *(dict(epochs=n, n_clusters=None) | kwargs for n in others)] # see `fit_to`
 
-_instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, cluster_size=15) # what `best` means for every data set
+_instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, n_valid=30, cluster_size=15) # what `best` means for every data set
 _bends = 'affine,elastic(strength=0.16)', 'affine,elastic' # in round 0, and after it
 best = dict(
-    glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 1, 1, turns=4))),
+    glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 1, 1, turns=2))),
     omniglot=dict(protonets=dict(precision='auto', transform=_bends[0], n_way=60, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8, 8, 8, core=0.8, turns=4, transform=_bends[1])),
                   maml     =dict(adapt='head', n_filters=64, transform=_bends[0], n_way=20, n_query=5, n_tasks=1600, rounds=_rounds(6, 4, 4, 4, 4, n_query=5, core=0.8, turns=4, transform=_bends[1]))),
     **{k: dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=250, rounds=_rounds(12, 8, 8))) for k in ('mini-imagenet', 'folder')})
