@@ -17,7 +17,7 @@ from .command import console_command, run_costs
 from .data.core import ImageSet, atomic_write
 from .data.folder import from_folder
 from .encoders.core import Encoder, OwnEmbedding
-from .meta.learner import how_trained, load_run, run_info
+from .meta.learner import how_trained, load_run, run_info, with_views
 from .runs import Run, check_device, is_run, read_json, write_json
 from .score.baselines import embedding_report, from_scratch, knn, linear, nearest_prototype, untrained
 from .score.choose import rounds_report
@@ -462,6 +462,8 @@ def cactus_eval(
     test_steps:int=None, # MAML: inner steps; those of the run if not given
     every:int=10,        # MAML: keep the accuracy after each so many inner steps; 1 takes up to twice the time
     fresh_head:store_true=False, # MAML: start each task from a new head, also for more classes than the run has outputs for?
+    n_views:int=None,    # ProtoNets: average embeddings over each image and so many changed copies of it (test-time augmentation)
+    transform:str=None,  # What changes the copies, such as affine, or affine,blur; affine if not given
     data:str=None,       # A folder of other images, with a sub-folder per class; or the data set that the run was trained on, since another one is an error
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA
     seed:int=None,       # Seed of the tasks; that of the run if not given
@@ -474,15 +476,18 @@ def cactus_eval(
     _one_of(split=(split, ('valid', 'test')))
     if every < 1: raise ValueError(f"every={every}: give at least 1.")
     if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
+    if rounds and n_views: raise ValueError("--rounds scores the learner after each round as it is: leave --n_views out, or --rounds.")
     if rounds: _check_rounds(run, data)
+    if transform and not n_views: raise ValueError(f"--transform {transform} changes the copies of --n_views: give their number, or leave it out.")
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, images, n_way, test_steps, fresh_head, device)
+    if n_views is not None: learn = with_views(learn, transform or 'affine', n_views)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
     grid = score(along_steps(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
     trained = dict(seconds=sum(stages.values()), commits=env.get('commits'), config=cfg)
-    changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None).items() if v is not None}
+    changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None, n_views=n_views, view_transform=n_views and (transform or 'affine')).items() if v is not None}
     rows = [result_row(r, *_names(info, cfg), bn=info.get('bn'), **how_trained(run), **changed) for r in grid.values()]
     beside = _embedding_alone(run, grid, score)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)

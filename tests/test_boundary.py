@@ -682,6 +682,10 @@ command('a damaged model', evals, '--run', lambda tmp: folder(tmp, model__safete
 for given, args in {'another data set': '--data omniglot', 'an unknown split': '--split train', 'more classes than there are': '--n_way 500', 'n_way in words': '--n_way five', 'one task': '--n_test 1', 'inner steps for ProtoNets': '--test_steps 3',
                     'a place for glyphs, which are drawn': '--root .'}.items(): command(given, evals, '--run', protos, *args.split())
 command('fewer than no inner steps', evals, '--run', mamls, '--test_steps', -1)
+command('views of a learner without embeddings', evals, '--run', mamls, '--n_views', 4)
+command('no view', evals, '--run', protos, '--n_views', 0)
+command('a transform for views that were not asked for', evals, '--run', protos, '--transform', 'affine')
+command('views in each round', evals, '--run', protos, '--rounds', '--n_views', 4)
 command('more classes than outputs', evals, '--run', mamls, '--n_way', 20)
 command('a folder without sub-folders', evals, '--run', protos, '--data', lambda tmp: flat())
 command('a run on a folder without labels', evals, '--run', lambda tmp: run_of('protonets', data='folder', split=None))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['paper_adam', 'label_accuracy', 'pseudo_accuracy', 'Ci95', 'proto_learner', 'maml_learner', 'StayOnDevice', 'Bfloat16',
            'has_bfloat16', 'few_shot_callback', 'describe', 'save_run', 'run_info', 'how_trained', 'load_run',
-           'classify']
+           'with_views', 'classify']
 
 # %% ../../nbs/32_meta.learner.ipynb #c002
 from functools import partial
@@ -27,7 +27,7 @@ from ..backbones import build_backbone
 from ..data.core import check_counts
 from ..data.folder import as_images
 from .maml import MAMLCallback
-from .protonet import ProtoNetCallback, cosine_distance, squared_distance
+from .protonet import MeanOfViews, ProtoNetCallback, cosine_distance, squared_distance
 from ..runs import environment, load_tensors, save_tensors, tf32, write_json
 from ..tasks.sample import TaskLoader, empty_dataset
 
@@ -281,6 +281,19 @@ def _distance(info, distance):
     distance = distance or _distances.get(info['distance'])
     if distance is None: raise ValueError(f"The run was trained with a distance of your own, {info['distance']}. Pass it as distance=.")
     return distance
+
+# %% ../../nbs/32_meta.learner.ipynb #e9f68fb6
+def with_views(
+    learn:Learner,      # A trained learner of ProtoNets
+    transform='affine', # What changes the copies, see `as_transform`; weaker than in training or the same
+    n_views:int=4,      # Copies of each image, beside itself
+    seed:int=0,         # Decides the changes, which are the same for all images
+) -> Learner:           # To score and to classify with; it shares the network
+    "The learner with embeddings that are means over views (test-time augmentation); raises `ValueError` for MAML, and where images are embedded beside others"
+    cb = few_shot_callback(learn)
+    if not isinstance(cb, ProtoNetCallback): raise ValueError(f"{type(cb).__name__} compares no embeddings that could be averaged over views. Give a learner of ProtoNets.")
+    if cb.of_task: raise ValueError("This network normalises an image by the images beside it, so that copies would count as images of the task. Give one with running statistics (stats='running').")
+    return proto_learner(learn.dls, MeanOfViews(get_model(learn.model), transform, n_views, seed), cb.distance)
 
 # %% ../../nbs/32_meta.learner.ipynb #c035
 @delegates(as_images)

@@ -217,9 +217,10 @@ def write_result(
 def row_name(
     row:dict, # Row of a result file
 ) -> str:
-    "What to call a row: its method, the embedding if there is one, and the rounds of clusters if there are some"
-    n = row.get('rounds')
-    return row['method'] if row['embedding'] == 'none' else f"{row['method']} ({row['embedding']}{f', then {n-1:.0f} rounds' if n and n == n else ''})"
+    "What to call a row: its method, the embedding if there is one, and the rounds of clusters and the views at test if there are some"
+    n, views = [int(v) if (v := row.get(k)) and v == v else 0 for k in ('rounds', 'n_views')]
+    of = '' if row['embedding'] == 'none' else f" ({row['embedding']}{f', then {n-1} rounds' if n else ''})"
+    return row['method'] + of + (f', mean over {views} views' if views else '')
 
 # %% ../../nbs/40_score.evaluate.ipynb #c044
 _told = 'variant', 'adapt', 'transform', 'bn', 'precision', 'n_partitions', 'steps', 'preset', 'seed'
