@@ -437,7 +437,9 @@ def _embedding_alone(run, grid, score):
     if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
     if not isinstance(enc, OwnEmbedding): enc = OwnEmbedding(enc.embed(score.keywords['images']), score.keywords['images']) # embedded once
     alone = [(name, r, grid[k] - r) for name,m in dict(knn=knn, prototypes=nearest_prototype, linear=linear).items() for k,r in score(m(enc)).items()]
-    return [result_row(r, name, of, behind=dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3))) for name,r,d in alone]
+    return [result_row(r, name, of, behind=_points(d)) for name,r,d in alone]
+
+def _points(d): return dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3)) # of a paired difference
 
 # %% ../nbs/60_cli.ipynb #e378fc87
 def _check_rounds(run, data):
@@ -462,7 +464,7 @@ def cactus_eval(
     test_steps:int=None, # MAML: inner steps; those of the run if not given
     every:int=10,        # MAML: keep the accuracy after each so many inner steps; 1 takes up to twice the time
     fresh_head:store_true=False, # MAML: start each task from a new head, also for more classes than the run has outputs for?
-    n_views:int=None,    # ProtoNets: average embeddings over each image and so many changed copies of it (test-time augmentation)
+    n_views:int=None,    # ProtoNets: score also with embeddings averaged over each image and so many changed copies of it (test-time augmentation)
     transform:str=None,  # What changes the copies, such as affine, or affine,blur; affine if not given
     data:str=None,       # A folder of other images, with a sub-folder per class; or the data set that the run was trained on, since another one is an error
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA
@@ -482,15 +484,18 @@ def cactus_eval(
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, images, n_way, test_steps, fresh_head, device)
-    if n_views is not None: learn = with_views(learn, transform or 'affine', n_views)
+    seen = None if n_views is None else with_views(learn, transform or 'affine', n_views)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
     grid = score(along_steps(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
     trained = dict(seconds=sum(stages.values()), commits=env.get('commits'), config=cfg)
-    changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None, n_views=n_views, view_transform=n_views and (transform or 'affine')).items() if v is not None}
-    rows = [result_row(r, *_names(info, cfg), bn=info.get('bn'), **how_trained(run), **changed) for r in grid.values()]
+    changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None).items() if v is not None}
+    row = partial(result_row, **dict(zip(('method', 'embedding'), _names(info, cfg))), bn=info.get('bn'), **how_trained(run), **changed)
+    rows = [row(r) for r in grid.values()]
+    if seen: rows += [row(r, n_views=n_views, view_transform=transform or 'affine', gain=_points(r - grid[k])) for k,r in score(seen).items()]
     beside = _embedding_alone(run, grid, score)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)
+    for o in rows[len(grid):]: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['gain']['mean']:+.2f} ± {o['gain']['ci95']:.2f} points by {n_views} views, task by task")
     for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")
     if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_test, seed, info | dict(root=root or info.get('root')), split)
     _report(res, Path(run)/'result.json')
