@@ -261,7 +261,7 @@ class ResumeCallback(Callback):
         if self.epoch == self.start > 0: self._go_on_tracking()
 
     def after_epoch(self):
-        self.learn.recorder.run = True
+        for cb in (self.learn.recorder, *self._trackers()): cb.run = True # for what comes after the last epoch, too
         if self.epoch >= self.start: self._save()
 
 # %% ../nbs/05_runs.ipynb #c042
@@ -296,11 +296,12 @@ def _trackers(self:ResumeCallback): return [cb for cb in self.learn.cbs if isins
 
 @patch
 def _go_on_tracking(self:ResumeCallback):
+    left = list(self.tracked)
     for cb in self._trackers():
-        for o in self.tracked:
-            if (o['cb'], o['monitor']) != (type(cb).__name__, cb.monitor): continue
-            cb.best = o['best']
-            if hasattr(cb, 'wait'): cb.wait = o['wait']
+        o = next((o for o in left if (o['cb'], o['monitor']) == (type(cb).__name__, cb.monitor)), None)
+        if o is None: continue
+        left.remove(o); cb.best = o['best']
+        if hasattr(cb, 'wait'): cb.wait = o['wait']
 
 # %% ../nbs/05_runs.ipynb #c052
 class HistoryCallback(CSVLogger):

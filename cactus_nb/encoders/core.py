@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.schedule import *
+from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -273,7 +274,7 @@ class NetEncoder(Encoder):
 # %% ../../nbs/10_encoders.core.ipynb #16898723
 class StopIfDiverged(Callback):
     "Stop with a `ValueError` at a loss that is not finite, with the weights of the last good epoch"
-    order, run_valid = ResumeCallback.order-1, False
+    order, run_valid = TrackerCallback.order-1, False # before anything is kept
     def __init__(self,
         every:int=50, # On a GPU look after so many batches: each look waits for the device
     ): self.every = every

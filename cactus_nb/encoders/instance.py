@@ -38,7 +38,8 @@ def protoclr_loss(
     z:torch.Tensor, # Embeddings of the views `[n_views, n, d]`; the first is the support
 ):
     "Cross-entropy of telling whose views the others are, by squared distances to the first (ProtoCLR, equation 1)"
-    n, q, p = z.shape[1], z[1:].flatten(0, 1), z[0]
+    n, z = z.shape[1], z - z[0].mean(0).detach() # nearer to zero, where less is rounded
+    q, p = z[1:].flatten(0, 1), z[0]
     logits = 2*q @ p.T - p.square().sum(1) # minus the squared distances, but for |q|², which all classes share
     return F.cross_entropy(logits, torch.arange(n, device=z.device).repeat(len(z)-1))
 

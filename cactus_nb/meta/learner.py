@@ -214,6 +214,7 @@ def save_run(
     **info         # Anything else to note beside the weights, JSON values only: data set, split, seed
 ):
     "Write `model.safetensors`, and `config.json` and `env.json` where there are none yet"
+    if isinstance(learn.model, MeanOfViews): raise ValueError("Views are asked for when a learner is used, and are no part of a run. Save the learner that was given to with_views.")
     path, about, state = Path(path), describe(learn) | info, learn.model.state_dict()
     if (path/'model.safetensors').exists(): run_info(path) # of this library, or an error
     bad = [k for k,v in state.items() if not v.isfinite().all()]
@@ -285,15 +286,15 @@ def _distance(info, distance):
 # %% ../../nbs/32_meta.learner.ipynb #e9f68fb6
 def with_views(
     learn:Learner,      # A trained learner of ProtoNets
-    transform='affine', # What changes the copies, see `as_transform`; weaker than in training or the same
+    transform='affine', # What changes the copies, see `as_transform`
     n_views:int=4,      # Copies of each image, beside itself
     seed:int=0,         # Decides the changes, which are the same for all images
 ) -> Learner:           # To score and to classify with; it shares the network
     "The learner with embeddings that are means over views (test-time augmentation); raises `ValueError` for MAML, and where images are embedded beside others"
     cb = few_shot_callback(learn)
-    if not isinstance(cb, ProtoNetCallback): raise ValueError(f"{type(cb).__name__} compares no embeddings that could be averaged over views. Give a learner of ProtoNets.")
+    if type(cb) is not ProtoNetCallback: raise ValueError(f"{type(cb).__name__} compares no embeddings that could be averaged over views. Give a learner of ProtoNets.")
     if cb.of_task: raise ValueError("This network normalises an image by the images beside it, so that copies would count as images of the task. Give one with running statistics (stats='running').")
-    return proto_learner(learn.dls, MeanOfViews(get_model(learn.model), transform, n_views, seed), cb.distance)
+    return proto_learner(learn.dls, MeanOfViews(get_model(learn.model), transform, n_views, seed), cb.distance, cb.stats)
 
 # %% ../../nbs/32_meta.learner.ipynb #c035
 @delegates(as_images)

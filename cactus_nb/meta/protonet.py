@@ -157,10 +157,13 @@ class MeanOfViews(nn.Module):
     ):
         super().__init__()
         check_counts(n_views=n_views); check_counts(least=0, seed=seed)
+        if not isinstance(model, nn.Module) or isinstance(model, MeanOfViews): raise ValueError(f"model is a {type(model).__name__}. Give the network that embeds single images.")
         self.model, self.transform = model, as_transform(transform)
         if self.transform is None: raise ValueError(f"transform={transform!r} with n_views={n_views}: views are changed copies. Give a transform, such as 'affine', or the network itself.")
+        if not all(t.n_random for t in getattr(self.transform, 'ts', [self.transform])): raise ValueError(f"transform {self.transform.name!r} draws its own random numbers, or none, so its changes could not be the same for every image. Give a transform by name.")
         numbers = np.random.default_rng(seed).random((n_views, self.transform.n_random), np.float32)
-        self.register_buffer('numbers', torch.from_numpy(numbers).to(next(model.parameters()).device), persistent=False)
+        self.register_buffer('numbers', torch.from_numpy(numbers).to(next(model.parameters(), torch.zeros(0)).device), persistent=False)
+        self.train(model.training)
 
     def forward(self, x):
         return (self.model(x) + sum(self.model(self.transform(x, u.expand(len(x), -1))) for u in self.numbers))/(1 + len(self.numbers))

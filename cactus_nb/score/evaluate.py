@@ -220,10 +220,10 @@ def row_name(
     "What to call a row: its method, the embedding if there is one, and the rounds of clusters and the views at test if there are some"
     n, views = [int(v) if (v := row.get(k)) and v == v else 0 for k in ('rounds', 'n_views')]
     of = '' if row['embedding'] == 'none' else f" ({row['embedding']}{f', then {n-1} rounds' if n else ''})"
-    return row['method'] + of + (f', mean over {views} views' if views else '')
+    return row['method'] + of + (f', averaged with {views} views' if views else '')
 
 # %% ../../nbs/40_score.evaluate.ipynb #c044
-_told = 'variant', 'adapt', 'transform', 'bn', 'precision', 'n_partitions', 'steps', 'preset', 'seed'
+_told = 'variant', 'adapt', 'transform', 'view_transform', 'bn', 'precision', 'n_partitions', 'steps', 'preset', 'seed'
 
 def _line_names(rows):
     "The name of each row, with what tells it from others of the same name"
