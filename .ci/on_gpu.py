@@ -77,6 +77,8 @@ def pack(out, file, most=14*2**20):
     with tarfile.open(tmp, 'w:gz', compresslevel=1) as t: t.add(out, '.', filter=few)
     tmp.replace(file)
 
+def unpack(t, out): t.extractall(out, **(dict(filter='data') if hasattr(tarfile, 'data_filter') else {})) # the first 3.10s and 3.11s have no filter
+
 def lacking(device):
     "What this machine lacks, in words"
     found = [f'the package {o}' for o in ('fastai', 'fastcore', 'safetensors', 'sklearn', 'pytest') if not find_spec(o)]
@@ -128,7 +130,7 @@ if __name__ == '__main__':
     if a.list: print('\n'.join(f'{k}: {o.line}' for k,o in found.items())); sys.exit()
     if missing := lacking(a.device): p.error(f"this machine lacks {', '.join(missing)}")
     if a.before and not (out/'state.json').exists():
-        with tarfile.open(a.before) as t: t.extractall(out, filter='data')
+        with tarfile.open(a.before) as t: unpack(t, out)
     if a.only: found = {k: v for k,v in found.items() if k in a.only.split(',')}
     if a.again and (out/'state.json').exists():
         state = json.loads((out/'state.json').read_text())

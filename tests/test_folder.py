@@ -615,7 +615,7 @@ from cactus_nb.data import folder
 real,out,home,die = folder._decode_row,*sys.argv[1:4]
 def slow(file, *args, **kwargs):
     with open(out, 'a') as f: f.write(f'{os.getpid()} {os.path.basename(file)}\\n')
-    time.sleep(.004)
+    time.sleep(.02 if die == 'slow' else .004)
     if die == 'worker' and file.endswith('0300.png'): os.kill(os.getpid(), 9)
     return real(file, *args, **kwargs)
 folder._decode_row = slow
@@ -681,7 +681,7 @@ def test_dead_worker(home, tmp_path):
 def test_interrupt(home, tmp_path):
     "Ctrl-C ends it with one traceback, and what was decoded is kept."
     fill(home, 500)
-    p = start(tmp_path, home, tmp_path/'first')
+    p = start(tmp_path, home, tmp_path/'first', 'slow') # there is enough left when the signal comes
     end = time.monotonic() + 60
     while len(lines(tmp_path/'first')) < 150 and time.monotonic() < end: time.sleep(.01)
     p.send_signal(signal.SIGINT)
