@@ -610,7 +610,8 @@ def test_zip(home, tmp_path):
 
 
 SCRIPT = '''
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler) # a job in the background has it ignored
 from cactus_nb.data import folder
 real,out,home,die = folder._decode_row,*sys.argv[1:4]
 def slow(file, *args, **kwargs):
