@@ -78,6 +78,7 @@ def test_modules_have_notebooks():
 
 def test_arrows():
     "What a module imports at its top comes from pages before its own, so that they can be read in their order. (Pictures are drawn by later pages, imported where they are used.)"
+    needs(lib)
     place = {default_exp(p): p.name for p in nbs.glob('*.ipynb') if default_exp(p)}
     for name,page in place.items():
         path = lib.joinpath(*name.split('.')).with_suffix('.py')
