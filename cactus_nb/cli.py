@@ -484,7 +484,8 @@ def cactus_eval(
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, images, n_way, test_steps, fresh_head, device)
-    seen = None if n_views is None else with_views(learn, transform or 'affine', n_views)
+    views = dict(n_views=n_views, view_transform=transform or 'affine')
+    seen = None if n_views is None else with_views(learn, views['view_transform'], n_views)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
     grid = score(along_steps(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
@@ -492,7 +493,7 @@ def cactus_eval(
     changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None).items() if v is not None}
     row = partial(result_row, **dict(zip(('method', 'embedding'), _names(info, cfg))), bn=info.get('bn'), **how_trained(run), **changed)
     rows = [row(r) for r in grid.values()]
-    if seen: rows += [row(r, n_views=n_views, view_transform=transform or 'affine', gain=_points(r - grid[k])) for k,r in score(seen).items()]
+    if seen: rows += [row(r, **views, gain=_points(r - grid[k])) for k,r in score(seen).items()]
     beside = _embedding_alone(run, grid, score)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)
     for o in rows[len(grid):]: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['gain']['mean']:+.2f} ± {o['gain']['ci95']:.2f} points by {n_views} views, task by task")

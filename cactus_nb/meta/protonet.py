@@ -165,5 +165,8 @@ class MeanOfViews(nn.Module):
         self.register_buffer('numbers', torch.from_numpy(numbers).to(next(model.parameters(), torch.zeros(0)).device), persistent=False)
         self.train(model.training)
 
-    def forward(self, x):
+    def forward(self,
+        x:torch.Tensor, # Images `[n, c, h, w]` float32 in 0..1
+    ) -> torch.Tensor:  # `[n, …]`, as the network gives them
+        "The mean over an image and its copies"
         return (self.model(x) + sum(self.model(self.transform(x, u.expand(len(x), -1))) for u in self.numbers))/(1 + len(self.numbers))
