@@ -24,6 +24,7 @@ from .encoders.whiten import *
 from .kmeans import *
 from .meta.learner import *
 from .meta.maml import *
+from .meta.plda import *
 from .meta.protonet import *
 from .meta.rounds import *
 from .meta.capture import *

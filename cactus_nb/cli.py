@@ -17,9 +17,9 @@ from .command import console_command, run_costs
 from .data.core import ImageSet, atomic_write
 from .data.folder import from_folder
 from .encoders.core import Encoder, OwnEmbedding
-from .meta.learner import how_trained, load_run, run_info, with_views
+from .meta.learner import few_shot_callback, how_trained, load_run, run_info, with_plda, with_views
 from .runs import Run, check_device, is_run, read_json, write_json
-from .score.baselines import embedding_report, from_scratch, knn, linear, nearest_prototype, untrained
+from .score.baselines import EmbeddingMethod, embedding_report, from_scratch, knn, linear, nearest_prototype, plda, untrained
 from .score.choose import rounds_report
 from .score.evaluate import along_steps, evaluate_grid, result_row, result_table, write_result
 from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_encoder, load_splits, methods, oracle_tasks, partition_stage, preset, presets, read_images, train_stage
@@ -428,18 +428,49 @@ def _as_asked(run, info, images, n_way, test_steps, fresh_head, device):
     n_ways = _numbers(n_way or ','.join(str(w) for w in presets.get(info.get('data'), {}).get('ways', (5, 20)) if w <= most) or most, 'n_way')
     return load_run(run, device=device, **{k: v for k,v in dict(test_steps=test_steps, head='fresh' if fresh_head else None).items() if v is not None}), n_ways
 
+# %% ../nbs/60_cli.ipynb #977af9f7
+def _clusters_of(run, root):
+    "`(training images, partitions)` of a run, those of its last round where there were some; None where it was trained on no clusters"
+    run, info = Path(run), run_info(run)
+    cfg, rounds = [read_json(run/o) if (run/o).exists() else {} for o in ('config.json', 'rounds/rounds.json')]
+    file = run/'rounds'/f"partitions-{rounds[-1]['round']}.npz" if rounds else Path(cfg.get('partitions') or run/'partitions.npz')
+    if info['kind'] == 'labels' or not {'data', 'split', 'seed'} <= {*info} or not file.is_file(): return None
+    return load_splits(info | dict(root=root or info.get('root')))[0].unlabelled(), Partitions.load(file)
+
+def _at_test(run, learn, root, n_views, transform, plda, shrink):
+    "`[(learner, what its rows say)]`: what was asked for at test, one on top of the other"
+    found, about = [], {}
+    if plda and few_shot_callback(learn).config['method'] == 'maml': raise ValueError(f"{run} is a run of maml, which has no embedding that a PLDA could be fitted on: leave --plda out.")
+    if n_views is not None:
+        about = dict(n_views=n_views, view_transform=transform); learn = with_views(learn, transform, n_views)
+        found.append((learn, about))
+    if plda:
+        if not (of := _clusters_of(run, root)): raise ValueError(f"--plda needs the clusters that a run was trained on, and {run} has none: it was trained on labels, on single images, or its partitions are gone. Leave --plda out.")
+        found.append((with_plda(learn, *of, shrink), about | dict(plda=shrink)))
+    return found
+
 # %% ../nbs/60_cli.ipynb #f5891ead
-def _embedding_alone(run, grid, score):
+def _embedding_alone(run, grid, score, root):
     "Rows of simple classifiers on the run's embedding alone; `behind` is the paired difference to the learner, points"
     path = Path(run)/'encoder.safetensors'
     if not path.exists(): return []
     enc = Encoder.load(path); of = enc.name
     if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
+    simple = dict(knn=knn, prototypes=nearest_prototype, linear=linear) | _plda_alone(run, enc, root)
     if not isinstance(enc, OwnEmbedding): enc = OwnEmbedding(enc.embed(score.keywords['images']), score.keywords['images']) # embedded once
-    alone = [(name, r, grid[k] - r) for name,m in dict(knn=knn, prototypes=nearest_prototype, linear=linear).items() for k,r in score(m(enc)).items()]
+    alone = [(name, r, grid[k] - r) for name,m in simple.items() for k,r in score(m(enc)).items()]
     return [result_row(r, name, of, behind=_points(d)) for name,r,d in alone]
 
 def _points(d): return dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3)) # of a paired difference
+
+# %% ../nbs/60_cli.ipynb #e58dc55f
+def _plda_alone(run, enc, root):
+    "The run's own clusters as Gaussians on its embedding, where there are some; nothing is trained for it"
+    of = _clusters_of(run, root)
+    if not of or isinstance(enc, OwnEmbedding) and not {*of[0].ids} <= {*enc.row}: return {}
+    try: gaussian = plda(enc, *of)
+    except ValueError as e: print(f"plda is not scored: {e}"); return {}
+    return dict(plda=lambda embedded: EmbeddingMethod(embedded, gaussian.logits))
 
 # %% ../nbs/60_cli.ipynb #e378fc87
 def _check_rounds(run, data):
@@ -465,6 +496,8 @@ def cactus_eval(
     every:int=10,        # MAML: keep the accuracy after each so many inner steps; 1 takes up to twice the time
     fresh_head:store_true=False, # MAML: start each task from a new head, also for more classes than the run has outputs for?
     n_views:int=None,    # ProtoNets: score also with embeddings averaged over each image and so many changed copies of it (test-time augmentation)
+    plda:store_true=False, # ProtoNets: score also with Gaussian classes, their covariances from the clusters of the run; on top of --n_views
+    shrink:float=None,   # Share of a round covariance in that of --plda; 0.01 if not given
     transform:str=None,  # What changes the copies, such as affine, or affine,blur; affine if not given
     data:str=None,       # A folder of other images, with a sub-folder per class; or the data set that the run was trained on, since another one is an error
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA
@@ -478,14 +511,14 @@ def cactus_eval(
     _one_of(split=(split, ('valid', 'test')))
     if every < 1: raise ValueError(f"every={every}: give at least 1.")
     if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
-    if rounds and n_views: raise ValueError("--rounds scores the learner after each round as it is: leave --n_views out, or --rounds.")
+    if rounds and (n_views or plda): raise ValueError(f"--rounds scores the learner after each round as it is: leave --{'n_views' if n_views else 'plda'} out, or --rounds.")
     if rounds: _check_rounds(run, data)
     if transform and not n_views: raise ValueError(f"--transform {transform} changes the copies of --n_views: give their number, or leave it out.")
+    if shrink is not None and not plda: raise ValueError(f"--shrink {shrink:g} is a setting of --plda: give both, or leave it out.")
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, images, n_way, test_steps, fresh_head, device)
-    views = dict(n_views=n_views, view_transform=transform or 'affine')
-    seen = None if n_views is None else with_views(learn, views['view_transform'], n_views)
+    asked = _at_test(run, learn, root, n_views, transform or 'affine', plda, 0.01 if shrink is None else shrink)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
     grid = score(along_steps(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
@@ -493,10 +526,10 @@ def cactus_eval(
     changed = {k: v for k,v in dict(test_steps=test_steps, fresh_head=fresh_head or None).items() if v is not None}
     row = partial(result_row, **dict(zip(('method', 'embedding'), _names(info, cfg))), bn=info.get('bn'), **how_trained(run), **changed)
     rows = [row(r) for r in grid.values()]
-    if seen: rows += [row(r, **views, gain=_points(r - grid[k])) for k,r in score(seen).items()]
-    beside = _embedding_alone(run, grid, score)
+    rows += [row(r, **more, gain=_points(r - grid[k])) for other,more in asked for k,r in score(other).items()]
+    beside = _embedding_alone(run, grid, score, root)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)
-    for o in rows[len(grid):]: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['gain']['mean']:+.2f} ± {o['gain']['ci95']:.2f} points by {n_views} views, task by task")
+    for o in rows[len(grid):]: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['gain']['mean']:+.2f} ± {o['gain']['ci95']:.2f} points by {' and '.join([*([f'{n_views} views'] if 'n_views' in o else []), *(['PLDA'] if 'plda' in o else [])])}, task by task")
     for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")
     if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_test, seed, info | dict(root=root or info.get('root')), split)
     _report(res, Path(run)/'result.json')

@@ -13,7 +13,7 @@ from torch import nn
 import cactus_nb
 from cactus_nb import bench, cli
 from cactus_nb.all import (ACAI, Affine, Autoencoder, BiGAN, Callback, DeepCluster, Encoder, InfoGAN, Instance, ImageSet, InnerLoop, Learner, ModuleEncoder, OwnEmbedding, PCA, Partitions, ProtoNetCallback, ResumeCallback, Run, Whitened, as_transform,
-    AttributeSampler, AttributeSet, InstanceSampler, MixedSampler, NeighbourSampler, ReclusterCallback, Round, agreement, fit_rounds, instance_set, celeba, mini_imagenet, mnist, check_embedding, classify, cluster_cores, conv4, conv4_classifier, describe, embedding_report, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
+    AttributeSampler, AttributeSet, InstanceSampler, MixedSampler, NeighbourSampler, PLDA, ReclusterCallback, Round, agreement, fit_rounds, instance_set, celeba, mini_imagenet, mnist, check_embedding, classify, cluster_cores, conv4, conv4_classifier, describe, embedding_report, evaluate, from_folder, glyphs, hyperplane_partitions, kmeans_partitions, knn,
     label_partition, load_run, maml_learner, maml_logits, omniglot, proto_learner, prototypes, random_partitions, read_json, result_table, save_pretrained, save_run,
     save_tensors, task_dls, write_json)
 from cactus_nb.data import core, folder as folder_mod, sets
@@ -436,6 +436,10 @@ refuse('Embeddings', 'views that are all one',          lambda tmp: Instance(tra
 
 # Partitions
 
+refuse('Partitions', 'a PLDA of single images',        lambda tmp: PLDA.fit(z, Partitions(np.arange(120))))
+refuse('Partitions', 'a PLDA without a share',         lambda tmp: PLDA.fit(z, parts, shrink=0))
+refuse('Partitions', 'a PLDA of what has collapsed',   lambda tmp: PLDA.fit(np.repeat(np.eye(10), 12, 0), parts))
+refuse('Partitions', 'a PLDA of other images',         lambda tmp: PLDA.fit(z[:100], parts))
 refuse('Partitions', 'fractions as clusters',          lambda tmp: Partitions([[0.5, 1]]))
 refuse('Partitions', 'a cluster below -1',             lambda tmp: Partitions([[-2, 1]]))
 refuse('Partitions', 'a number that int32 cannot hold', lambda tmp: Partitions([[0, 2**40]]))
@@ -683,9 +687,12 @@ for given, args in {'another data set': '--data omniglot', 'an unknown split': '
                     'a place for glyphs, which are drawn': '--root .'}.items(): command(given, evals, '--run', protos, *args.split())
 command('fewer than no inner steps', evals, '--run', mamls, '--test_steps', -1)
 command('views of a learner without embeddings', evals, '--run', mamls, '--n_views', 4)
+command('a PLDA of a learner without embeddings', evals, '--run', mamls, '--plda')
 command('no view', evals, '--run', protos, '--n_views', 0)
 command('a transform for views that were not asked for', evals, '--run', protos, '--transform', 'affine')
 command('views in each round', evals, '--run', protos, '--rounds', '--n_views', 4)
+command('a share for a PLDA that was not asked for', evals, '--run', protos, '--shrink', 0.1)
+command('a PLDA in each round', evals, '--run', protos, '--rounds', '--plda')
 command('more classes than outputs', evals, '--run', mamls, '--n_way', 20)
 command('a folder without sub-folders', evals, '--run', protos, '--data', lambda tmp: flat())
 command('a run on a folder without labels', evals, '--run', lambda tmp: run_of('protonets', data='folder', split=None))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['paper_adam', 'label_accuracy', 'pseudo_accuracy', 'Ci95', 'proto_learner', 'maml_learner', 'StayOnDevice', 'Bfloat16',
            'has_bfloat16', 'few_shot_callback', 'describe', 'save_run', 'run_info', 'how_trained', 'load_run',
-           'with_views', 'classify']
+           'with_views', 'with_plda', 'classify']
 
 # %% ../../nbs/32_meta.learner.ipynb #c002
 from functools import partial
 from pathlib import Path
-import torch
+import numpy as np, torch
 from fastai.data.core import DataLoaders
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
@@ -24,11 +24,13 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import nn
 from ..backbones import build_backbone
-from ..data.core import check_counts
+from ..data.core import ImageSet, check_counts
 from ..data.folder import as_images
 from .maml import MAMLCallback
+from .plda import PLDA, PLDACallback
 from .protonet import MeanOfViews, ProtoNetCallback, cosine_distance, squared_distance
 from ..runs import environment, load_tensors, save_tensors, tf32, write_json
+from ..tasks.partition import Partitions
 from ..tasks.sample import TaskLoader, empty_dataset
 
 # %% ../../nbs/32_meta.learner.ipynb #c007
@@ -215,6 +217,7 @@ def save_run(
 ):
     "Write `model.safetensors`, and `config.json` and `env.json` where there are none yet"
     if isinstance(learn.model, MeanOfViews): raise ValueError("Views are asked for when a learner is used, and are no part of a run. Save the learner that was given to with_views.")
+    if isinstance(few_shot_callback(learn), PLDACallback): raise ValueError("A PLDA is fitted on a run, and is no part of it. Save the learner that was given to with_plda, and the PLDA with its own save.")
     path, about, state = Path(path), describe(learn) | info, learn.model.state_dict()
     if (path/'model.safetensors').exists(): run_info(path) # of this library, or an error
     bad = [k for k,v in state.items() if not v.isfinite().all()]
@@ -295,6 +298,22 @@ def with_views(
     if type(cb) is not ProtoNetCallback: raise ValueError(f"{type(cb).__name__} compares no embeddings that could be averaged over views. Give a learner of ProtoNets.")
     if cb.of_task: raise ValueError("This network normalises an image by the images beside it, so that copies would count as images of the task. Give one with running statistics (stats='running').")
     return proto_learner(learn.dls, MeanOfViews(get_model(learn.model), transform, n_views, seed), cb.distance, cb.stats)
+
+# %% ../../nbs/32_meta.learner.ipynb #93996d47
+def with_plda(
+    learn:Learner,         # A trained learner of ProtoNets, with views or without
+    images:ImageSet,       # The images that it was trained on; labels are not looked at
+    partitions:Partitions, # Clusters of these images
+    shrink:float=0.01,     # Share of a round covariance, see `PLDA.fit`
+) -> Learner:              # To score and to classify with; it shares the network, and `learn.plda.plda` is the PLDA
+    "The learner with a PLDA of its clusters in the place of distances to prototypes; raises `ValueError` for MAML, and where images are embedded beside others"
+    cb = few_shot_callback(learn)
+    if not isinstance(cb, ProtoNetCallback): raise ValueError(f"{type(cb).__name__} has no embedding that a PLDA could be fitted on. Give a learner of ProtoNets.")
+    if cb.of_task: raise ValueError("This network normalises an image by the images beside it, so that training images cannot be embedded as those of a task are. Give one with running statistics (stats='running').")
+    if len(images) != partitions.n_images: raise ValueError(f"The partitions are of {partitions.n_images:,} images, and {len(images):,} were given. Give the images that were cut.")
+    z = cb.embed(torch.from_numpy(np.ascontiguousarray(images.x)))
+    plda = PLDACallback(PLDA.fit(z.cpu().numpy(), partitions, shrink))
+    return _learner(learn.dls, get_model(learn.model), plda, learn.lr, learn.opt_func, None, None)
 
 # %% ../../nbs/32_meta.learner.ipynb #c035
 @delegates(as_images)

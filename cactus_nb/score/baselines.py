@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EmbeddingMethod', 'knn_logits', 'knn', 'nearest_prototype', 'linear_logits', 'linear', 'mlp_logits', 'mlp',
-           'mlp_peeking', 'cluster_logits', 'cluster_matching', 'untrained', 'from_scratch', 'oracle_dls',
+           'mlp_peeking', 'cluster_logits', 'cluster_matching', 'plda', 'untrained', 'from_scratch', 'oracle_dls',
            'EmbeddingReport', 'embedding_report']
 
 # %% ../../nbs/41_score.baselines.ipynb #c002
@@ -17,9 +17,10 @@ from ..data.core import ImageSet, check_counts
 from ..encoders.core import Encoder, OwnEmbedding, check_embedding, effective_dimension
 from ..kmeans import kmeans
 from ..meta.maml import InnerLoop
+from ..meta.plda import PLDA, plda_logits
 from ..meta.protonet import embed_images, proto_logits, squared_distance
 from .evaluate import evaluate_grid, result_row, result_table
-from ..tasks.partition import cluster_purity, label_partition
+from ..tasks.partition import Partitions, cluster_purity, label_partition
 from ..tasks.sample import task_dls
 
 # %% ../../nbs/41_score.baselines.ipynb #c007
@@ -199,6 +200,18 @@ def cluster_matching(
     if isinstance(train, ImageSet): z = EmbeddingMethod(encoder, None).features(train.unlabelled())
     centroids = torch.from_numpy(kmeans(check_embedding(z), n_clusters, seed, n_init).centroids)
     return EmbeddingMethod(encoder, lambda zs, ys, zq: cluster_logits(zs, ys, zq, centroids.to(zs)))
+
+# %% ../../nbs/41_score.baselines.ipynb #d02421e0
+def plda(
+    encoder,               # An `Encoder`, or a function from uint8 images to an array
+    train,                 # The images that were learnt from, an `ImageSet`; or their embedding `[n, d]`
+    partitions:Partitions, # Of these images
+    shrink:float=0.01,     # Share of a round covariance, see `PLDA.fit`
+) -> EmbeddingMethod:
+    "Gaussian classes on an embedding, their covariances from clusters; raises `ValueError` for partitions of other images"
+    z = EmbeddingMethod(encoder, None).features(train.unlabelled()) if isinstance(train, ImageSet) else train
+    fitted = PLDA.fit(z, partitions, shrink)
+    return EmbeddingMethod(encoder, lambda zs, ys, zq: plda_logits(zs, ys, zq, fitted, int(ys.max())+1))
 
 # %% ../../nbs/41_score.baselines.ipynb #c019
 def untrained(

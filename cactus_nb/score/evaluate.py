@@ -217,13 +217,13 @@ def write_result(
 def row_name(
     row:dict, # Row of a result file
 ) -> str:
-    "What to call a row: its method, the embedding if there is one, and the rounds of clusters and the views at test if there are some"
-    n, views = [int(v) if (v := row.get(k)) and v == v else 0 for k in ('rounds', 'n_views')]
-    of = '' if row['embedding'] == 'none' else f" ({row['embedding']}{f', then {n-1} rounds' if n else ''})"
-    return row['method'] + of + (f', averaged with {views} views' if views else '')
+    "What to call a row: its method, the embedding if there is one, and the rounds of clusters and the views and the PLDA at test if there are some"
+    n, views, gaussian = [v if (v := row.get(k)) and v == v else 0 for k in ('rounds', 'n_views', 'plda')]
+    of = '' if row['embedding'] == 'none' else f" ({row['embedding']}{f', then {n-1:.0f} rounds' if n else ''})"
+    return row['method'] + of + (f', averaged with {views:.0f} views' if views else '') + (', with PLDA' if gaussian else '')
 
 # %% ../../nbs/40_score.evaluate.ipynb #c044
-_told = 'variant', 'adapt', 'transform', 'view_transform', 'bn', 'precision', 'n_partitions', 'steps', 'preset', 'seed'
+_told = 'variant', 'adapt', 'transform', 'view_transform', 'plda', 'bn', 'precision', 'n_partitions', 'steps', 'preset', 'seed'
 
 def _line_names(rows):
     "The name of each row, with what tells it from others of the same name"

@@ -25,7 +25,7 @@ from ..data.sets import data_root
 from ..encoders.core import Encoder, OwnEmbedding, pretrained_cards
 from ..meta.learner import how_trained, load_run
 from ..runs import Run, TrimCallback, check_device, read_json, write_json
-from .baselines import cluster_matching, from_scratch, knn, linear, mlp
+from .baselines import cluster_matching, from_scratch, knn, linear, mlp, plda
 from .evaluate import FewShotResult, along_steps, evaluate, pack_tasks, result_row, unpack_tasks, write_result
 
 # %% ../../nbs/42_score.reproduce.ipynb #2f4932b0
@@ -51,12 +51,14 @@ knn               bigan  49.55 68.06 27.37 46.70
 linear            bigan  48.28 68.72 27.80 45.82
 mlp               bigan  40.54 62.56 19.92 40.71
 cluster-matching  bigan  43.96 58.62 21.54 31.06
+plda              bigan  -     -     -     -
 cactus-maml       bigan  58.18 78.66 35.56 58.62
 cactus-protonets  bigan  54.74 71.69 33.40 50.62
 knn               acai   57.46 81.16 39.73 66.38
 linear            acai   61.08 81.82 43.20 66.33
 mlp               acai   51.95 77.20 30.65 58.62
 cluster-matching  acai   54.94 71.09 32.19 45.93
+plda              acai   -     -     -     -
 cactus-maml       acai   68.84±0.80 87.78±0.50 48.09±0.41R 73.36±0.34R
 cactus-protonets  acai   68.12±0.84 83.58±0.61 47.75±0.43R 66.27±0.37R
 oracle-maml       none   94.46±0.35 98.83±0.12 84.60 96.29
@@ -69,12 +71,14 @@ knn               bigan        25.56 31.10 37.31 43.60
 linear            bigan        27.08 33.91 44.00 50.41
 mlp               bigan        22.91 29.06 40.06 48.36
 cluster-matching  bigan        24.63 29.49 33.89 36.13
+plda              bigan        -     -     -     -
 cactus-maml       bigan        36.24 51.28 61.33 66.91
 cactus-protonets  bigan        36.62 50.16 59.56 63.27
 knn               deepcluster  28.90 42.25 56.44 63.90
 linear            deepcluster  29.44 39.79 56.19 65.28
 mlp               deepcluster  29.03 39.67 52.71 60.95
 cluster-matching  deepcluster  22.20 23.50 24.97 26.87
+plda              deepcluster  -     -     -     -
 cactus-maml       deepcluster  39.90±0.74 53.97±0.70 63.84±0.70R 69.64±0.63R
 cactus-protonets  deepcluster  39.18±0.71 53.36±0.70 61.54±0.68R 63.55±0.64R
 oracle-maml       none         46.81±0.77 62.13±0.72 71.03 75.54
@@ -87,17 +91,19 @@ knn               bigan        56.15R
 linear            bigan        58.44R
 mlp               bigan        56.26R
 cluster-matching  bigan        56.20R
+plda              bigan        -
 cactus-maml       bigan        74.98R
 cactus-protonets  bigan        65.58R
 knn               deepcluster  61.47
 linear            deepcluster  59.57R
 mlp               deepcluster  60.65R
 cluster-matching  deepcluster  51.51R
+plda              deepcluster  -
 cactus-maml       deepcluster  73.79
 cactus-protonets  deepcluster  74.15R
 oracle-maml       none         87.10
 oracle-protonets  none         85.13R'''
-_mnist = [(m, e) for e in ('bigan', 'acai') for m in ('knn', 'linear', 'mlp', 'cluster-matching', 'cactus-maml', 'cactus-protonets')]
+_mnist = [(m, e) for e in ('bigan', 'acai') for m in ('knn', 'linear', 'mlp', 'cluster-matching', 'plda', 'cactus-maml', 'cactus-protonets')]
 _figures['mnist'] = '\n'.join(f'{m} {e} - - -' for m,e in [('from-scratch', 'none'), *_mnist, ('oracle-maml', 'none'), ('oracle-protonets', 'none')])
 
 # %% ../../nbs/42_score.reproduce.ipynb #5b23a9a1
@@ -155,7 +161,8 @@ def _row(data, line, table, variant=''):
     name = '-'.join([data, *([] if embedding == 'none' else [embedding]), method, *([variant] if variant else [])])
     ways = {'random-5way': 5, 'random-20way': 20}.get(variant) # each of these trainings is for one
     paper = {t: paper_figure(f) for t,f in zip(tasks[data], figures) if ways in (None, t[0])}
-    return Row(name, (table, *(['ablations'] if name in _also else [])), data, method, embedding, protocols[data] | _variants.get(variant, {}), paper, sources[table])
+    source = "ours: the paper has no such row" if method == 'plda' else sources[table]
+    return Row(name, (table, *(['ablations'] if name in _also else [])), data, method, embedding, protocols[data] | _variants.get(variant, {}), paper, source)
 
 rows = {r.name: r for table,text in _figures.items() for r in (_row(table, l, table) for l in text.strip().splitlines())}
 rows |= {r.name: r for data,text in _ablations.items() for r in (_row(data, l, 'ablations') for l in text.strip().splitlines())}
@@ -192,9 +199,9 @@ def row_settings(
 ) -> dict:
     "Settings of a row as the stages take them"
     size, kind = presets[preset], row.method.removeprefix('cactus-').removeprefix('oracle-')
-    train = trainings.get(kind, {})
+    train = trainings['protonets'] if kind == 'plda' else trainings.get(kind, {}) # the same clusters as ProtoNets
     kwargs = {k: v for k,v in row.protocol.items() if k != 'steps'} | train
-    if kind == 'protonets': kwargs['n_init'] = min(train['n_init'], size['n_init'])
+    if kind in ('protonets', 'plda'): kwargs['n_init'] = min(train['n_init'], size['n_init'])
     if precision and _precise(row): kwargs['precision'] = precision
     if kind == 'maml' and row.data in ('mini-imagenet', 'celeba'): kwargs['clip'] = 10/row.protocol['n_way'] # the official loss, whose gradient is cut at 10, is n_way times ours
     if row.embedding == 'zca': kwargs |= dict(n_init=1, accept=0.) # pixels: one start, and no check
@@ -348,11 +355,20 @@ def _method(b):
         b.run(b.row.name, ())
         net = conv4_classifier(max(w for w,_ in b.row.paper), b.test.shape[0], b.test.shape[1], trainings['maml']['n_filters'], seed=b.cfg['seed'])
         return from_scratch(net.to(b.device or 'cpu'), every=50), dict(bn='batch', steps=0), None
+    if b.row.method == 'plda': return _plda(b)
     enc, z, about = _embedding(b)
     b.run(b.row.name, ('n_clusters',), made_from=about, **{k: b.size[k] for k in ('n_init', 'mlp_epochs')}) # scores of another embedding are not gone on with
     own = OwnEmbedding(enc.embed(b.test), b.test) # embedded once for all ways and shots
     if b.row.method == 'cluster-matching': return cluster_matching(own, z, b.cfg['n_clusters'], b.size['n_init'], b.cfg['seed']), {}, about
     return dict(knn=knn, linear=linear, mlp=partial(mlp, n_epochs=b.size['mlp_epochs']))[b.row.method](own), {}, about
+
+# %% ../../nbs/42_score.reproduce.ipynb #bb853366
+def _plda(b):
+    "Gaussian classes from the partitions that CACTUs trains on; no steps"
+    parts, about = _partitions(b)
+    enc, z, about = _embedding(b)
+    b.run(b.row.name, _cut, made_from=about)
+    return plda(OwnEmbedding(enc.embed(b.test), b.test), z, parts), dict(n_partitions=len(parts)), about
 
 # %% ../../nbs/42_score.reproduce.ipynb #8367b845
 def _scores(b, method):
@@ -516,7 +532,8 @@ def gains(
     folder:str|Path|None=None, # With result files; `results_folder()` if None
 ) -> pd.DataFrame:   # As from `differences`
     "What CACTUs adds to a baseline on its embedding, task by task"
-    return differences([(n, re.sub('cactus-(protonets|maml).*', base, n)) for n in dict.fromkeys(df[df.method.str.startswith('cactus-')].row)], folder)
+    ours = df[df.method.str.startswith('cactus-') | (df.method == 'plda')]
+    return differences([(n, re.sub('(cactus-(protonets|maml)|plda).*', base, n)) for n in dict.fromkeys(ours.row)], folder)
 
 # %% ../../nbs/42_score.reproduce.ipynb #6aa8dd01
 def show_comparison(
