@@ -497,7 +497,7 @@ def cactus_eval(
     fresh_head:store_true=False, # MAML: start each task from a new head, also for more classes than the run has outputs for?
     n_views:int=None,    # ProtoNets: score also with embeddings averaged over each image and so many changed copies of it (test-time augmentation)
     plda:store_true=False, # ProtoNets: score also with Gaussian classes, their covariances from the clusters of the run; on top of --n_views
-    shrink:float=None,   # Share of a round covariance in that of --plda; 0.01 if not given
+    shrink:float=None,   # Share of a round covariance in that of --plda; 0.3 if not given
     transform:str=None,  # What changes the copies, such as affine, or affine,blur; affine if not given
     data:str=None,       # A folder of other images, with a sub-folder per class; or the data set that the run was trained on, since another one is an error
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA
@@ -518,7 +518,7 @@ def cactus_eval(
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, images, n_way, test_steps, fresh_head, device)
-    asked = _at_test(run, learn, root, n_views, transform or 'affine', plda, 0.01 if shrink is None else shrink)
+    asked = _at_test(run, learn, root, n_views, transform or 'affine', plda, 0.3 if shrink is None else shrink)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
     grid = score(along_steps(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]

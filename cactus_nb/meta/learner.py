@@ -304,7 +304,7 @@ def with_plda(
     learn:Learner,         # A trained learner of ProtoNets, with views or without
     images:ImageSet,       # The images that it was trained on; labels are not looked at
     partitions:Partitions, # Clusters of these images
-    shrink:float=0.01,     # Share of a round covariance, see `PLDA.fit`
+    shrink:float=0.3,      # Share of a round covariance, see `PLDA.fit`
 ) -> Learner:              # To score and to classify with; it shares the network, and `learn.plda.plda` is the PLDA
     "The learner with a PLDA of its clusters in the place of distances to prototypes; raises `ValueError` for MAML, and where images are embedded beside others"
     cb = few_shot_callback(learn)

@@ -533,7 +533,8 @@ def gains(
 ) -> pd.DataFrame:   # As from `differences`
     "What CACTUs adds to a baseline on its embedding, task by task"
     ours = df[df.method.str.startswith('cactus-') | (df.method == 'plda')]
-    return differences([(n, re.sub('(cactus-(protonets|maml)|plda).*', base, n)) for n in dict.fromkeys(ours.row)], folder)
+    pairs = [(n, re.sub('(cactus-(protonets|maml)|plda).*', base, n)) for n in dict.fromkeys(ours.row)]
+    return differences([o for o in pairs if o[0] != o[1]], folder)
 
 # %% ../../nbs/42_score.reproduce.ipynb #6aa8dd01
 def show_comparison(
