@@ -54,7 +54,7 @@ def demo(
     print('\n4. Oracle: meta-training on true classes')
     for cfg,(_,name) in zip(cfgs, _folders(cfgs)): print(f"\n{cfg['method']}"); train_stage(run, train, label_partition(train), valid, name, **cfg | dict(epochs=cfg['oracle_epochs']))
     print('\n5. Scoring')
-    with run.stage('score'): rows = _demo_rows(run, enc, cfgs, test, n_ways, n_test)
+    with run.stage('score'): rows = _demo_rows(run, enc, z, parts, cfgs, test, n_ways, n_test)
     figure = _save_figure(run, images, parts, z, load_run(path), test, rows)
     return _write(run.path, rows, 'cactus_demo', run.config['data'], 'test', run.seconds, run.config['seed'], device) | dict(figure=figure)
 
@@ -102,16 +102,16 @@ def _without_training(cfg, shape, n_test):
     return 'from-scratch', from_scratch(conv4_classifier(cfg['n_way'], shape[0], shape[1], cfg['n_filters'], seed=cfg['seed']), every=10), max(2, n_test//3)
 
 # %% ../nbs/60_cli.ipynb #c036
-def _demo_rows(run, enc, cfgs, test, n_ways, n_test):
+def _demo_rows(run, enc, z, parts, cfgs, test, n_ways, n_test):
     "Every method on the same tasks"
-    scored = [('knn', enc.name, knn(enc), n_test, {}), ('prototypes', enc.name, nearest_prototype(enc), n_test, {})]
+    scored = [(name, enc.name, m, n_test, {}) for name,m in dict(knn=knn(enc), prototypes=nearest_prototype(enc), plda=plda(enc, z, parts)).items()]
     for cfg,names in zip(cfgs, _folders(cfgs)):
         method, bn, (path, oracle) = cfg['method'], dict(bn=cfg['bn']), [run.path if o == 'train' else run/o for o in names]
         name, before, n = _without_training(cfg, test.shape, n_test)
         scored += [(name, 'none', before, n, bn | dict(steps=0)),
                    (f'cactus-{method}', enc.name, along_steps(load_run(path, device=run.device)), n_test, bn | how_trained(path)),
                    (f'oracle-{method}', 'none', along_steps(load_run(oracle, device=run.device)), n_test, bn | how_trained(oracle))]
-    if 'best' in run.config: scored.insert(4, ('cactus-protonets', 'instance', load_run(run/'best', device=run.device), n_test, dict(bn='running') | how_trained(run/'best'))) # after the plain one
+    if 'best' in run.config: scored.insert(5, ('cactus-protonets', 'instance', load_run(run/'best', device=run.device), n_test, dict(bn='running') | how_trained(run/'best'))) # after the plain one
     return [result_row(r, method, embedding, preset='demo', **more) for method,embedding,m,n,more in scored
             for r in evaluate_grid(m, test, n_ways, 1, n_tasks=n, seed=run.config['seed']).values()]
 
