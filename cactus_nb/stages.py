@@ -45,7 +45,7 @@ paper = {'mnist'        : dict(n_clusters=10,  n_partitions=100, n_way=10, ways=
 
 presets = dict(
     glyphs  =dict(split=(900, 100, 237),   n_clusters=500, n_partitions=20, encoder_epochs=6,
-                  protonets=dict(epochs=3, n_tasks=150, n_valid=30, oracle_epochs=2), maml=dict(epochs=3, n_tasks=800, oracle_epochs=3, long_epochs=10)),
+                  protonets=dict(epochs=3, n_tasks=110, n_valid=30, oracle_epochs=2), maml=dict(epochs=3, n_tasks=800, oracle_epochs=3, long_epochs=10)),
     omniglot=dict(split=(1100, 100, 423),  n_clusters=500, n_partitions=50, encoder_epochs=20,
                   protonets=dict(epochs=10, n_tasks=300, oracle_epochs=5), maml=dict(epochs=4, n_tasks=1600, oracle_epochs=3, long_epochs=26)),
     **{k: dict(split='published', encoder_epochs=10, **o, protonets=dict(epochs=10, n_tasks=300, oracle_epochs=5), maml=dict(epochs=10, n_tasks=400, oracle_epochs=5)) for k,o in paper.items()},
