@@ -11,7 +11,7 @@ from cactus_nb.cli import cactus_embed, cactus_eval, cactus_partition, cactus_tr
 from cactus_nb.data.sets import glyphs
 from cactus_nb.encoders.core import PCA, Encoder
 from cactus_nb.meta.capture import CaptureCallback
-from cactus_nb.meta.learner import Bfloat16, load_run, maml_learner, proto_learner, save_run
+from cactus_nb.meta.learner import Bfloat16, load_run, maml_learner, proto_learner, save_run, with_plda, with_views
 from cactus_nb.meta.maml import maml_logits
 from cactus_nb.meta.protonet import proto_logits
 from cactus_nb.meta.rounds import Round, fit_rounds
@@ -53,6 +53,15 @@ def test_tasks(name, device):
     "Every task has the same images, whoever draws it."
     tasks = torch.arange(1000)
     assert torch.equal(sources[name]().to(device).rows_of(tasks).cpu(), sources[name]().rows_of(tasks))
+
+def test_views_and_plda(device):
+    "Class scores from views and clusters are the processor's, wherever the network is."
+    xs, ys, xq, _ = dls('cpu', 'none').one_batch()
+    parts = kmeans_partitions(z, 30, 3)
+    def logits(at):
+        learn = proto_learner(dls(at), conv4(n_filters=8, seed=0).to(at))
+        return with_plda(with_views(learn, n_views=2), images.unlabelled(), parts).plda.task_logits(xs, ys.to(at), xq).cpu()
+    assert relative(logits(device), logits('cpu')) < 1e-3
 
 @pytest.mark.parametrize('transform', [None, 'affine', 'affine,blur', 'elastic,crop,flip,colour'])
 def test_meta_batches(transform, device):

@@ -23,7 +23,7 @@ from ..backbones import conv4_classifier
 from ..command import console_command, run_costs
 from ..data.sets import data_root
 from ..encoders.core import Encoder, OwnEmbedding, pretrained_cards
-from ..meta.learner import how_trained, load_run
+from ..meta.learner import how_trained, load_run, with_plda
 from ..runs import Run, TrimCallback, check_device, read_json, write_json
 from .baselines import cluster_matching, from_scratch, knn, linear, mlp, plda
 from .evaluate import FewShotResult, along_steps, evaluate, pack_tasks, result_row, unpack_tasks, write_result
@@ -54,6 +54,7 @@ cluster-matching  bigan  43.96 58.62 21.54 31.06
 plda              bigan  -     -     -     -
 cactus-maml       bigan  58.18 78.66 35.56 58.62
 cactus-protonets  bigan  54.74 71.69 33.40 50.62
+cactus-protonets-plda bigan - - - -
 knn               acai   57.46 81.16 39.73 66.38
 linear            acai   61.08 81.82 43.20 66.33
 mlp               acai   51.95 77.20 30.65 58.62
@@ -61,6 +62,7 @@ cluster-matching  acai   54.94 71.09 32.19 45.93
 plda              acai   -     -     -     -
 cactus-maml       acai   68.84±0.80 87.78±0.50 48.09±0.41R 73.36±0.34R
 cactus-protonets  acai   68.12±0.84 83.58±0.61 47.75±0.43R 66.27±0.37R
+cactus-protonets-plda acai - - - -
 oracle-maml       none   94.46±0.35 98.83±0.12 84.60 96.29
 oracle-protonets  none   98.35 99.58 95.31 98.81'''}
 
@@ -74,6 +76,7 @@ cluster-matching  bigan        24.63 29.49 33.89 36.13
 plda              bigan        -     -     -     -
 cactus-maml       bigan        36.24 51.28 61.33 66.91
 cactus-protonets  bigan        36.62 50.16 59.56 63.27
+cactus-protonets-plda bigan - - - -
 knn               deepcluster  28.90 42.25 56.44 63.90
 linear            deepcluster  29.44 39.79 56.19 65.28
 mlp               deepcluster  29.03 39.67 52.71 60.95
@@ -81,6 +84,7 @@ cluster-matching  deepcluster  22.20 23.50 24.97 26.87
 plda              deepcluster  -     -     -     -
 cactus-maml       deepcluster  39.90±0.74 53.97±0.70 63.84±0.70R 69.64±0.63R
 cactus-protonets  deepcluster  39.18±0.71 53.36±0.70 61.54±0.68R 63.55±0.64R
+cactus-protonets-plda deepcluster - - - -
 oracle-maml       none         46.81±0.77 62.13±0.72 71.03 75.54
 oracle-protonets  none         46.56 62.29 70.05 72.04'''
 
@@ -94,6 +98,7 @@ cluster-matching  bigan        56.20R
 plda              bigan        -
 cactus-maml       bigan        74.98R
 cactus-protonets  bigan        65.58R
+cactus-protonets-plda bigan -
 knn               deepcluster  61.47
 linear            deepcluster  59.57R
 mlp               deepcluster  60.65R
@@ -101,9 +106,10 @@ cluster-matching  deepcluster  51.51R
 plda              deepcluster  -
 cactus-maml       deepcluster  73.79
 cactus-protonets  deepcluster  74.15R
+cactus-protonets-plda deepcluster -
 oracle-maml       none         87.10
 oracle-protonets  none         85.13R'''
-_mnist = [(m, e) for e in ('bigan', 'acai') for m in ('knn', 'linear', 'mlp', 'cluster-matching', 'plda', 'cactus-maml', 'cactus-protonets')]
+_mnist = [(m, e) for e in ('bigan', 'acai') for m in ('knn', 'linear', 'mlp', 'cluster-matching', 'plda', 'cactus-maml', 'cactus-protonets', 'cactus-protonets-plda')]
 _figures['mnist'] = '\n'.join(f'{m} {e} - - -' for m,e in [('from-scratch', 'none'), *_mnist, ('oracle-maml', 'none'), ('oracle-protonets', 'none')])
 
 # %% ../../nbs/42_score.reproduce.ipynb #5b23a9a1
@@ -161,7 +167,7 @@ def _row(data, line, table, variant=''):
     name = '-'.join([data, *([] if embedding == 'none' else [embedding]), method, *([variant] if variant else [])])
     ways = {'random-5way': 5, 'random-20way': 20}.get(variant) # each of these trainings is for one
     paper = {t: paper_figure(f) for t,f in zip(tasks[data], figures) if ways in (None, t[0])}
-    source = "ours: the paper has no such row" if method == 'plda' else sources[table]
+    source = "ours: the paper has no such row" if method.endswith('plda') else sources[table]
     return Row(name, (table, *(['ablations'] if name in _also else [])), data, method, embedding, protocols[data] | _variants.get(variant, {}), paper, source)
 
 rows = {r.name: r for table,text in _figures.items() for r in (_row(table, l, table) for l in text.strip().splitlines())}
@@ -188,7 +194,7 @@ def steps_of(
 
 # %% ../../nbs/42_score.reproduce.ipynb #aace2b21
 def _trained(row): return row.method.startswith(('cactus-', 'oracle-'))
-def _precise(row): return _trained(row) and row.method.endswith('-protonets') # MAML's second derivatives need all digits
+def _precise(row): return _trained(row) and 'protonets' in row.method # MAML's second derivatives need all digits
 
 def row_settings(
     row:Row,           # A row of the tables
@@ -198,7 +204,7 @@ def row_settings(
     precision:str|None=None, # Of ProtoNets' trainings: `bfloat16` or `auto`; float32 if None
 ) -> dict:
     "Settings of a row as the stages take them"
-    size, kind = presets[preset], row.method.removeprefix('cactus-').removeprefix('oracle-')
+    size, kind = presets[preset], row.method.removeprefix('cactus-').removeprefix('oracle-').removesuffix('-plda')
     train = trainings['protonets'] if kind == 'plda' else trainings.get(kind, {}) # the same clusters as ProtoNets
     kwargs = {k: v for k,v in row.protocol.items() if k != 'steps'} | train
     if kind in ('protonets', 'plda'): kwargs['n_init'] = min(train['n_init'], size['n_init'])
@@ -211,7 +217,7 @@ def row_settings(
     if _trained(row): n, each = steps_of(row, preset, share); kwargs |= dict(epochs=n, n_tasks=each*train['bs'])
     if row.embedding in stages.encoders: kwargs['encoder'] = row.embedding
     if row.embedding in stages.trained and stages.trained[row.embedding].presets: kwargs['encoder_preset'] = size['encoder_preset']
-    method = row.method.removeprefix('cactus-') if _trained(row) else 'protonets'
+    method = row.method.removeprefix('cactus-').removesuffix('-plda') if _trained(row) else 'protonets'
     return stages.preset(row.data, method, seed=seed, **kwargs)
 
 # %% ../../nbs/42_score.reproduce.ipynb #9b7505ff
@@ -348,9 +354,13 @@ def _method(b):
     "`(method for evaluate, what a row of the result says about it)`"
     if _trained(b.row):
         parts, about = _partitions(b)
-        run = b.run('-'.join([b.row.name, str(b.cfg['epochs']*b.cfg['n_tasks']//b.cfg['bs']), *([b.cfg['precision']] if 'precision' in b.cfg else [])]))
+        length = [str(b.cfg['epochs']*b.cfg['n_tasks']//b.cfg['bs']), *([b.cfg['precision']] if 'precision' in b.cfg else [])]
+        run = b.run('-'.join([b.row.name.removesuffix('-plda'), *length])) # the same training
         stages.train_stage(run, b.train if parts.kind == 'labels' else b.train.unlabelled(), parts, b.valid)
-        return along_steps(load_run(run.path, device=b.device)), dict(bn=b.cfg['bn'], **how_trained(run.path)), about
+        learn, how = load_run(run.path, device=b.device), dict(bn=b.cfg['bn'], **how_trained(run.path))
+        if not b.row.method.endswith('-plda'): return along_steps(learn), how, about
+        b.run('-'.join([b.row.name, *length]))
+        return with_plda(learn, b.train.unlabelled(), parts), how, about
     if b.row.method == 'from-scratch':
         b.run(b.row.name, ())
         net = conv4_classifier(max(w for w,_ in b.row.paper), b.test.shape[0], b.test.shape[1], trainings['maml']['n_filters'], seed=b.cfg['seed'])
