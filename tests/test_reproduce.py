@@ -53,7 +53,7 @@ def test_settings_are_the_papers():
 
 def test_methods(tiny, tmp_path):
     "Every method of the tables gives a row with the accuracy of each task, all on the same tasks."
-    names = ['knn', 'linear', 'mlp', 'cluster-matching', 'from-scratch', 'cactus-protonets', 'cactus-maml', 'oracle-protonets']
+    names = ['knn', 'linear', 'mlp', 'cluster-matching', 'plda', 'from-scratch', 'cactus-protonets', 'cactus-protonets-plda', 'cactus-maml', 'oracle-protonets']
     for m in names:
         res = run(replace(OWN, name=f'glyphs-{m}', method=m, embedding='none' if m.startswith(('oracle', 'from')) else 'pca'), tmp_path)
         assert res['state'] == 'partial' and res['protocol'] == rep.protocol_version and len(res['rows']) == 2, m
