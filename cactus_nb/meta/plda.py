@@ -108,4 +108,4 @@ class PLDACallback(ProtoNetCallback):
     ): super().__init__(); self.plda = plda
 
     def before_fit(self): raise ValueError("A PLDA is fitted on the embedding of a network that stays as it is. Train the learner that was given to with_plda.")
-    def scores(self, zs, ys, zq, n_way): return plda_logits(zs, ys, zq, self.plda, n_way)
+    def _scores(self, zs, ys, zq, n_way): return plda_logits(zs, ys, zq, self.plda, n_way)

@@ -91,9 +91,9 @@ class ProtoNetCallback(Callback):
     def after_pred(self):
         zs, zq = self.pred.flatten(1).view(len(self.ys), sum(self.sizes), -1).split(self.sizes, 1)
         with torch.autocast(zs.device.type, enabled=False): # fastai leaves mixed precision on until after the loss
-            self.learn.pred = self.scores(zs, self.ys, zq, self.n_way)
+            self.learn.pred = self._scores(zs, self.ys, zq, self.n_way)
 
-    def scores(self, zs, ys, zq, n_way): return proto_logits(zs, ys, zq, n_way, self.distance)
+    def _scores(self, zs, ys, zq, n_way): return proto_logits(zs, ys, zq, n_way, self.distance)
 
 # %% ../../nbs/30_meta.protonet.ipynb #c021
 @torch.no_grad()
@@ -127,7 +127,7 @@ def logits(self:ProtoNetCallback,
     zq:torch.Tensor, # Query embeddings `[B, n, d]`
 ) -> torch.Tensor:   # `[B, n, n_way]`
     "Class scores of queries from embeddings"
-    return self.scores(zs, ys, zq, int(ys.max())+1)
+    return self._scores(zs, ys, zq, int(ys.max())+1)
 
 # %% ../../nbs/30_meta.protonet.ipynb #c024
 @torch.no_grad()
