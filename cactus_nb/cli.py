@@ -435,7 +435,11 @@ def _clusters_of(run, root):
     cfg, rounds = [read_json(run/o) if (run/o).exists() else {} for o in ('config.json', 'rounds/rounds.json')]
     file = run/'rounds'/f"partitions-{rounds[-1]['round']}.npz" if rounds else Path(cfg.get('partitions') or run/'partitions.npz')
     if info['kind'] == 'labels' or not {'data', 'split', 'seed'} <= {*info} or not file.is_file(): return None
-    return load_splits(info | dict(root=root or info.get('root')))[0].unlabelled(), Partitions.load(file)
+    train, parts = load_splits(info | dict(root=root or info.get('root')))[0].unlabelled(), Partitions.load(file)
+    if rounds and info['split'] is None: train = _copies(cfg, train, None)[0] # some were held out
+    if others := {info.get('fingerprint'), parts.notes[0].get('fingerprint')} - {None, train.fingerprint}:
+        raise ValueError(f"The images of {info['data']} are not those that {run} was trained on and its clusters were cut from (fingerprint {train.fingerprint}, then {others.pop()}). Give the --root it was trained on.")
+    return train, parts
 
 def _at_test(run, learn, root, n_views, transform, plda, shrink):
     "`[(learner, what its rows say)]`: what was asked for at test, one on top of the other"
@@ -450,11 +454,12 @@ def _at_test(run, learn, root, n_views, transform, plda, shrink):
     return found
 
 # %% ../nbs/60_cli.ipynb #f5891ead
-def _embedding_alone(run, grid, score, root):
+def _embedding_alone(run, grid, score, root, device):
     "Rows of simple classifiers on the run's embedding alone; `behind` is the paired difference to the learner, points"
     path = Path(run)/'encoder.safetensors'
     if not path.exists(): return []
-    enc = Encoder.load(path); of = enc.name
+    cfg = read_json(Path(run)/'config.json') if (Path(run)/'config.json').exists() else {}
+    enc = load_encoder(path, dict(encoder=None) | cfg, device); of = enc.name
     if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
     simple = dict(knn=knn, prototypes=nearest_prototype, linear=linear) | _plda_alone(run, enc, root)
     if not isinstance(enc, OwnEmbedding): enc = OwnEmbedding(enc.embed(score.keywords['images']), score.keywords['images']) # embedded once
@@ -466,10 +471,11 @@ def _points(d): return dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3)) # of a
 # %% ../nbs/60_cli.ipynb #e58dc55f
 def _plda_alone(run, enc, root):
     "The run's own clusters as Gaussians on its embedding, where there are some; nothing is trained for it"
-    of = _clusters_of(run, root)
-    if not of or isinstance(enc, OwnEmbedding) and not {*of[0].ids} <= {*enc.row}: return {}
-    try: gaussian = plda(enc, *of)
-    except ValueError as e: print(f"plda is not scored: {e}"); return {}
+    try:
+        of = _clusters_of(run, root)
+        if not of or isinstance(enc, OwnEmbedding) and not {*of[0].ids} <= {*enc.row}: return {}
+        gaussian = plda(enc, *of)
+    except (OSError, ValueError) as e: print(f"plda on the embedding alone is not scored: {e}"); return {} # training images that have gone are no error here
     return dict(plda=lambda embedded: EmbeddingMethod(embedded, gaussian.logits))
 
 # %% ../nbs/60_cli.ipynb #e378fc87
@@ -527,7 +533,7 @@ def cactus_eval(
     row = partial(result_row, **dict(zip(('method', 'embedding'), _names(info, cfg))), bn=info.get('bn'), **how_trained(run), **changed)
     rows = [row(r) for r in grid.values()]
     rows += [row(r, **more, gain=_points(r - grid[k])) for other,more in asked for k,r in score(other).items()]
-    beside = _embedding_alone(run, grid, score, root)
+    beside = _embedding_alone(run, grid, score, root, device)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)
     for o in rows[len(grid):]: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['gain']['mean']:+.2f} ± {o['gain']['ci95']:.2f} points by {' and '.join([*([f'{n_views} views'] if 'n_views' in o else []), *(['PLDA'] if 'plda' in o else [])])}, task by task")
     for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")

@@ -295,11 +295,13 @@ def with_views(
 ) -> Learner:           # To score and to classify with; it shares the network
     "The learner with embeddings that are means over views (test-time augmentation); raises `ValueError` for MAML, and where images are embedded beside others"
     cb = few_shot_callback(learn)
+    if isinstance(cb, PLDACallback): raise ValueError("A PLDA is fitted on the embedding that it is to compare, so views come first: with_plda(with_views(learn), images, partitions).")
     if type(cb) is not ProtoNetCallback: raise ValueError(f"{type(cb).__name__} compares no embeddings that could be averaged over views. Give a learner of ProtoNets.")
     if cb.of_task: raise ValueError("This network normalises an image by the images beside it, so that copies would count as images of the task. Give one with running statistics (stats='running').")
     return proto_learner(learn.dls, MeanOfViews(get_model(learn.model), transform, n_views, seed), cb.distance, cb.stats)
 
 # %% ../../nbs/32_meta.learner.ipynb #93996d47
+@tf32(False)
 def with_plda(
     learn:Learner,         # A trained learner of ProtoNets, with views or without
     images:ImageSet,       # The images that it was trained on; labels are not looked at

@@ -62,7 +62,8 @@ class PLDA:
         mean, within, between = class_covariances(z, partitions)
         size = within.trace()/len(mean)
         if not size > 1e-12*np.abs(between.diagonal()).sum(): raise ValueError("The images of a cluster all have the same embedding, so there is no scatter to learn from. Cut fewer clusters, or give an embedding that has not collapsed.")
-        b, axes = eigh(between, (1 - shrink)*within + shrink*size*np.eye(len(mean)))
+        try: b, axes = eigh(between, (1 - shrink)*within + shrink*size*np.eye(len(mean)))
+        except np.linalg.LinAlgError as e: raise ValueError(f"shrink={shrink} is too little for this embedding, whose covariance within clusters cannot be inverted. Give more, such as 0.01.") from e
         return cls(mean, axes, b.clip(0)) # a variance below 0 is noise
 
     def __repr__(self): return f"PLDA over {len(self.mean)} dimensions; in {int((self.between > 1).sum())} of them classes differ more than the images of one"
@@ -75,12 +76,13 @@ def plda_logits(
     plda:PLDA,       # Of embeddings of the same kind
     n_way:int,       # Classes in a task
 ) -> torch.Tensor:   # `[B, m, n_way]`
-    "Class scores of queries: the log-density of each under each class, given the class's support images"
+    "Class scores of queries: the log-density of each under each class, given the class's support images, up to what all classes share"
     mean, axes, b = [o.to(zs) for o in (plda.mean, plda.axes, plda.between)]
     if zs.shape[-1] != len(mean): raise ValueError(f"The embeddings have {zs.shape[-1]} dimensions, and the PLDA was fitted on {len(mean)}. Fit one on the same embedding.")
     zs, zq = (zs - mean)@axes, (zq - mean)@axes
+    p = prototypes(zs, ys, n_way)
     k = F.one_hot(ys, n_way).sum(1)[...,None].to(zs) # [B, n_way, 1]
-    m, var = prototypes(zs, ys, n_way)*k*b/(k*b + 1), 1 + b/(k*b + 1) # [B, n_way, d]
+    m, var = p*k*b/(k*b + 1), 1 + b/(k*b + 1) # [B, n_way, d]
     return zq@(m/var).mT - 0.5*(zq.square()@(1/var).mT + (m.square()/var + var.log()).sum(-1)[:,None])
 
 # %% ../../nbs/30a_meta.plda.ipynb #81133650

@@ -350,6 +350,8 @@ def _partitions(b):
     return stages.partition_stage(b.run(key, _cut, made_from=about), z), about
 
 # %% ../../nbs/42_score.reproduce.ipynb #5ddea468
+_shares = dict(alone=0.01, trained=0.3) # of a round covariance in PLDA's, as `plda` and `with_plda` have them
+
 def _method(b):
     "`(method for evaluate, what a row of the result says about it)`"
     if _trained(b.row):
@@ -359,8 +361,9 @@ def _method(b):
         stages.train_stage(run, b.train if parts.kind == 'labels' else b.train.unlabelled(), parts, b.valid)
         learn, how = load_run(run.path, device=b.device), dict(bn=b.cfg['bn'], **how_trained(run.path))
         if not b.row.method.endswith('-plda'): return along_steps(learn), how, about
-        b.run('-'.join([b.row.name, *length]))
-        return with_plda(learn, b.train.unlabelled(), parts), how, about
+        run = b.run('-'.join([b.row.name, *length]), shrink=_shares['trained'])
+        with run.stage('plda'): learn = with_plda(learn, b.train.unlabelled(), parts, _shares['trained'])
+        return learn, how | dict(shrink=_shares['trained']), about
     if b.row.method == 'from-scratch':
         b.run(b.row.name, ())
         net = conv4_classifier(max(w for w,_ in b.row.paper), b.test.shape[0], b.test.shape[1], trainings['maml']['n_filters'], seed=b.cfg['seed'])
@@ -377,8 +380,10 @@ def _plda(b):
     "Gaussian classes from the partitions that CACTUs trains on; no steps"
     parts, about = _partitions(b)
     enc, z, about = _embedding(b)
-    b.run(b.row.name, _cut, made_from=about)
-    return plda(OwnEmbedding(enc.embed(b.test), b.test), z, parts), dict(n_partitions=len(parts)), about
+    run = b.run(b.row.name, _cut, made_from=about, shrink=_shares['alone'])
+    own = OwnEmbedding(enc.embed(b.test), b.test)
+    with run.stage('plda'): method = plda(own, z, parts, _shares['alone'])
+    return method, dict(n_partitions=len(parts), shrink=_shares['alone']), about
 
 # %% ../../nbs/42_score.reproduce.ipynb #8367b845
 def _scores(b, method):
@@ -427,7 +432,8 @@ def _write_row(b, path, preset, share, how, about, scores):
     full = steps_of(b.row, 'full')[0]*epoch if _trained(b.row) else None
     part = how['steps']/full if full else None
     whole = preset == 'full' and (part is None or part >= 1)
-    seconds = sum(sum(r.stages.values()) for r in {r.path: r for r in b.used}.values())
+    mine = lambda r, stage: r.path == b.used[-1].path or not stage.startswith('score') # what another row scored is not this one's
+    seconds = sum(v for r in {r.path: r for r in b.used}.values() for k,v in r.stages.items() if mine(r, k))
     more = dict(preset=preset, state='done' if whole else 'partial', share=None if part is None else round(part, 5))
     lines = [{k: v for k,v in o.items() if k != 'images'} | how | more | dict(n_partitions=how.get('n_partitions')) for o in scores]
     line = f"cactus_reproduce --row {b.row.name} --preset {preset}" + ''.join(f" --{k} {v}" for k,v in dict(share=share and f'{share:g}', precision=b.cfg.get('precision'), seed=b.cfg['seed']).items() if v)
@@ -541,7 +547,7 @@ def gains(
     base:str='knn',  # The method to measure against, on the same embedding
     folder:str|Path|None=None, # With result files; `results_folder()` if None
 ) -> pd.DataFrame:   # As from `differences`
-    "What CACTUs adds to a baseline on its embedding, task by task"
+    "What clusters add to a baseline on their embedding, task by task: by training on them, and as Gaussians"
     ours = df[df.method.str.startswith('cactus-') | (df.method == 'plda')]
     pairs = [(n, re.sub('(cactus-(protonets|maml)|plda).*', base, n)) for n in dict.fromkeys(ours.row)]
     return differences([o for o in pairs if o[0] != o[1]], folder)
