@@ -158,3 +158,31 @@ def test_folder_step_by_step(tmp_path):
     code, out, err = finish('cactus_train', *images[:6], *task, *'--encoder pca --n_clusters 8 --n_partitions 2 --epochs 1 --n_tasks 5 --n_valid 5 --n_test 10'.split(), '--out', tmp_path/'few') # scored by clusters of three images
     assert code == 0, err
     assert json.loads((tmp_path/'few'/'result.json').read_text())['rows'][0]['n_query'] == 2
+
+
+def test_plda_of_a_folder(tmp_path):
+    "Clusters go with the images that they were cut from: of a folder without labels, of rounds that held some out, not of another order, and nobody needs them who did not ask."
+    from PIL import Image
+    rng = torch.Generator().manual_seed(0)
+    def draw(folder, n, each):
+        for i in range(n):
+            path = tmp_path/folder/(f'{i//each:02}' if each else '')/f'{i:03}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(torch.randint(0, 256, (28, 28), generator=rng, dtype=torch.uint8).numpy()).save(path)
+    draw('photos', 120, None); draw('new', 48, 8)
+    images, task = ('--data', tmp_path/'photos', *'--size 28 --channels 1'.split()), '--n_way 5 --n_tasks 5 --n_valid 5 --n_test 10'.split()
+    for name,*more in (['plain', *'--encoder pca --n_query 2 --n_clusters 12 --n_partitions 2 --epochs 1'.split()], ['rounds', '--preset', 'best', '--n_rounds', 1]):
+        code, out, err = finish('cactus_train', *images, *task, *more, '--out', tmp_path/name)
+        assert code == 0, err
+    def score(name, *more): return finish('cactus_eval', '--run', tmp_path/name, '--data', tmp_path/'new', '--n_way', 5, '--k_shot', 1, '--n_test', 10, *more)
+    for name in ('plain', 'rounds'):
+        code, out, err = score(name, '--plda')
+        rows = json.loads((tmp_path/name/'result.json').read_text())['rows']
+        assert code == 0 and [o.get('plda') for o in rows if o['method'] == 'cactus-protonets'] == [None, 0.3], (name, err)
+    assert 'plda' in {o['method'] for o in json.loads((tmp_path/'plain'/'result.json').read_text())['rows']} # the embedding alone
+    (tmp_path/'photos'/'000.png').rename(tmp_path/'photos'/'zzz.png') # as many, in another order
+    code, out, err = score('plain', '--plda')
+    assert code == 1 and 'its clusters were cut from' in err and len(err.splitlines()) == 1
+    (tmp_path/'photos').rename(tmp_path/'moved')
+    code, out, err = score('plain')
+    assert code == 0 and 'plda on the embedding alone is not scored' in out, err
