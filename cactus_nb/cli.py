@@ -18,6 +18,7 @@ from .data.core import ImageSet, atomic_write
 from .data.folder import from_folder
 from .encoders.core import Encoder, OwnEmbedding
 from .meta.learner import few_shot_callback, how_trained, load_run, run_info, with_plda, with_views
+from .meta.plda import plda_shares
 from .runs import Run, check_device, is_run, read_json, write_json
 from .score.baselines import EmbeddingMethod, embedding_report, from_scratch, knn, linear, nearest_prototype, plda, untrained
 from .score.choose import rounds_report
@@ -524,7 +525,7 @@ def cactus_eval(
     images, info = _images_of(run, data, root, split)
     seed = info['seed'] if seed is None else seed
     learn, n_ways = _as_asked(run, info, images, n_way, test_steps, fresh_head, device)
-    asked = _at_test(run, learn, root, n_views, transform or 'affine', plda, 0.3 if shrink is None else shrink)
+    asked = _at_test(run, learn, root, n_views, transform or 'affine', plda, plda_shares['trained'] if shrink is None else shrink)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
     grid = score(along_steps(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]

@@ -27,7 +27,7 @@ from ..backbones import build_backbone
 from ..data.core import ImageSet, check_counts
 from ..data.folder import as_images
 from .maml import MAMLCallback
-from .plda import PLDA, PLDACallback
+from .plda import PLDA, PLDACallback, plda_shares
 from .protonet import MeanOfViews, ProtoNetCallback, cosine_distance, squared_distance
 from ..runs import environment, load_tensors, save_tensors, tf32, write_json
 from ..tasks.partition import Partitions
@@ -306,7 +306,7 @@ def with_plda(
     learn:Learner,         # A trained learner of ProtoNets, with views or without
     images:ImageSet,       # The images that it was trained on; labels are not looked at
     partitions:Partitions, # Clusters of these images
-    shrink:float=0.3,      # Share of a round covariance, see `PLDA.fit`
+    shrink:float=plda_shares['trained'], # Share of a round covariance, see `PLDA.fit`
 ) -> Learner:              # To score and to classify with; it shares the network, and `learn.plda.plda` is the PLDA
     "The learner with a PLDA of its clusters in the place of distances to prototypes; raises `ValueError` for MAML, and where images are embedded beside others"
     cb = few_shot_callback(learn)

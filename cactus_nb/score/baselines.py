@@ -17,7 +17,7 @@ from ..data.core import ImageSet, check_counts
 from ..encoders.core import Encoder, OwnEmbedding, check_embedding, effective_dimension
 from ..kmeans import kmeans
 from ..meta.maml import InnerLoop
-from ..meta.plda import PLDA, plda_logits
+from ..meta.plda import PLDA, plda_logits, plda_shares
 from ..meta.protonet import embed_images, proto_logits, squared_distance
 from .evaluate import evaluate_grid, result_row, result_table
 from ..tasks.partition import Partitions, cluster_purity, label_partition
@@ -188,6 +188,10 @@ def cluster_logits(
     return -torch.stack([dist.masked_fill(~name[:,None,:,c], torch.inf).amin(-1) for c in range(n_way)], -1)
 
 # %% ../../nbs/41_score.baselines.ipynb #1754a48e
+def _learnt_from(encoder, train):
+    "The embedding of the images that were learnt from, or what was given as that"
+    return EmbeddingMethod(encoder, None).features(train.unlabelled()) if isinstance(train, ImageSet) else train
+
 def cluster_matching(
     encoder,            # An `Encoder`, or a function from uint8 images to an array
     train,              # The images that were learnt from, an `ImageSet`; or their embedding `[n, d]`
@@ -196,9 +200,7 @@ def cluster_matching(
     seed:int=0,         # Seed of k-means; the paper's
 ) -> EmbeddingMethod:
     "The nearest cluster of the training embedding that support images named; raises `ValueError` if there are fewer images than clusters"
-    z = train
-    if isinstance(train, ImageSet): z = EmbeddingMethod(encoder, None).features(train.unlabelled())
-    centroids = torch.from_numpy(kmeans(check_embedding(z), n_clusters, seed, n_init).centroids)
+    centroids = torch.from_numpy(kmeans(check_embedding(_learnt_from(encoder, train)), n_clusters, seed, n_init).centroids)
     return EmbeddingMethod(encoder, lambda zs, ys, zq: cluster_logits(zs, ys, zq, centroids.to(zs)))
 
 # %% ../../nbs/41_score.baselines.ipynb #d02421e0
@@ -206,11 +208,10 @@ def plda(
     encoder,               # An `Encoder`, or a function from uint8 images to an array
     train,                 # The images that were learnt from, an `ImageSet`; or their embedding `[n, d]`
     partitions:Partitions, # Of these images
-    shrink:float=0.01,     # Share of a round covariance, see `PLDA.fit`
+    shrink:float=plda_shares['alone'], # Share of a round covariance, see `PLDA.fit`
 ) -> EmbeddingMethod:
     "Gaussian classes on an embedding, their covariances from clusters; raises `ValueError` for partitions of other images"
-    z = EmbeddingMethod(encoder, None).features(train.unlabelled()) if isinstance(train, ImageSet) else train
-    fitted = PLDA.fit(z, partitions, shrink)
+    fitted = PLDA.fit(_learnt_from(encoder, train), partitions, shrink)
     return EmbeddingMethod(encoder, lambda zs, ys, zq: plda_logits(zs, ys, zq, fitted, int(ys.max())+1))
 
 # %% ../../nbs/41_score.baselines.ipynb #c019

@@ -24,6 +24,7 @@ from ..command import console_command, run_costs
 from ..data.sets import data_root
 from ..encoders.core import Encoder, OwnEmbedding, pretrained_cards
 from ..meta.learner import how_trained, load_run, with_plda
+from ..meta.plda import plda_shares
 from ..runs import Run, TrimCallback, check_device, read_json, write_json
 from .baselines import cluster_matching, from_scratch, knn, linear, mlp, plda
 from .evaluate import FewShotResult, along_steps, evaluate, pack_tasks, result_row, unpack_tasks, write_result
@@ -341,17 +342,15 @@ def _embedding(b):
 # %% ../../nbs/42_score.reproduce.ipynb #96422457
 _cut = 'partition n_partitions n_clusters margin n_way k_shot n_query n_init accept'.split()
 
-def _partitions(b):
-    "`(partitions, about the embedding)`; random labels need no embedding"
+def _partitions(b, embedded=None):
+    "`(partitions, about the embedding)`, from what `_embedding` gave or will give; random labels need no embedding"
     if b.row.method.startswith('oracle-'): return stages.oracle_tasks(b.cfg, b.train), None
     if b.cfg['partition'] == 'random': z, about = np.zeros((len(b.train), 1), np.float32), None
-    else: _, z, about = _embedding(b)
+    else: _, z, about = embedded or _embedding(b)
     key = '-'.join(['parts', b.row.embedding, *(f'{v:g}' if isinstance(v, float) else str(v) for v in map(b.cfg.get, _cut) if v is not None)])
     return stages.partition_stage(b.run(key, _cut, made_from=about), z), about
 
 # %% ../../nbs/42_score.reproduce.ipynb #5ddea468
-_shares = dict(alone=0.01, trained=0.3) # of a round covariance in PLDA's, as `plda` and `with_plda` have them
-
 def _method(b):
     "`(method for evaluate, what a row of the result says about it)`"
     if _trained(b.row):
@@ -361,9 +360,9 @@ def _method(b):
         stages.train_stage(run, b.train if parts.kind == 'labels' else b.train.unlabelled(), parts, b.valid)
         learn, how = load_run(run.path, device=b.device), dict(bn=b.cfg['bn'], **how_trained(run.path))
         if not b.row.method.endswith('-plda'): return along_steps(learn), how, about
-        run = b.run('-'.join([b.row.name, *length]), shrink=_shares['trained'])
-        with run.stage('plda'): learn = with_plda(learn, b.train.unlabelled(), parts, _shares['trained'])
-        return learn, how | dict(shrink=_shares['trained']), about
+        run = b.run('-'.join([b.row.name, *length]), shrink=plda_shares['trained'])
+        with run.stage('plda'): learn = with_plda(learn, b.train.unlabelled(), parts, plda_shares['trained'])
+        return learn, how | dict(shrink=plda_shares['trained']), about
     if b.row.method == 'from-scratch':
         b.run(b.row.name, ())
         net = conv4_classifier(max(w for w,_ in b.row.paper), b.test.shape[0], b.test.shape[1], trainings['maml']['n_filters'], seed=b.cfg['seed'])
@@ -378,12 +377,12 @@ def _method(b):
 # %% ../../nbs/42_score.reproduce.ipynb #bb853366
 def _plda(b):
     "Gaussian classes from the partitions that CACTUs trains on; no steps"
-    parts, about = _partitions(b)
-    enc, z, about = _embedding(b)
-    run = b.run(b.row.name, _cut, made_from=about, shrink=_shares['alone'])
+    enc, z, about = embedded = _embedding(b)
+    parts, _ = _partitions(b, embedded)
+    run = b.run(b.row.name, _cut, made_from=about, shrink=plda_shares['alone'])
     own = OwnEmbedding(enc.embed(b.test), b.test)
-    with run.stage('plda'): method = plda(own, z, parts, _shares['alone'])
-    return method, dict(n_partitions=len(parts), shrink=_shares['alone']), about
+    with run.stage('plda'): method = plda(own, z, parts, plda_shares['alone'])
+    return method, dict(n_partitions=len(parts), shrink=plda_shares['alone']), about
 
 # %% ../../nbs/42_score.reproduce.ipynb #8367b845
 def _scores(b, method):
