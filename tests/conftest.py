@@ -1,6 +1,9 @@
 "`pytest -q tests --device cuda` runs what depends on a device there; without the option it runs on the processor."
 import pytest
 
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'once: of processes that are killed, of memory and of widgets: .ci/run tries them in one of its two environments')
+
 def pytest_addoption(parser): parser.addoption('--device', default='cpu', help='where tests of the device compute: cpu, cuda, cuda:1 …')
 
 @pytest.fixture(scope='session')

@@ -46,6 +46,7 @@ def test_form_of_result(whole):
     assert {'config.json', 'env.json', 'history.csv', 'model.safetensors', 'partitions.npz', 'result.json'} <= {o.name for o in whole.iterdir()}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGKILL], ids=['ctrl-c', 'kill'])
 def test_resumes(whole, tmp_path, sig):
     "Stopped in the middle of training, the same command goes on and ends at the same weights."

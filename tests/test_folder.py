@@ -634,6 +634,7 @@ def alive(pid):
     try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z' if Path('/proc/self/stat').exists() else os.kill(pid, 0) is None
     except OSError: return False
 
+@pytest.mark.once
 @posix
 @pytest.mark.parametrize('n_workers', [0, 2])
 def test_killed_and_resumed(home, tmp_path, n_workers):
@@ -655,6 +656,7 @@ def test_killed_and_resumed(home, tmp_path, n_workers):
     assert out.strip() == from_folder(home, size=8, cache=False).fingerprint
 
 
+@pytest.mark.once
 @posix
 @pytest.mark.parametrize('broken', [False, True])
 def test_two_at_once(home, tmp_path, broken):
@@ -678,6 +680,7 @@ def test_dead_worker(home, tmp_path):
     assert out.strip() and len(lines(tmp_path/'second')) < 400, err
 
 
+@pytest.mark.once
 @posix
 def test_interrupt(home, tmp_path):
     "Ctrl-C ends it with one traceback, and what was decoded is kept."
@@ -714,6 +717,7 @@ def test_workers_import_no_torch():
     assert res.stdout.strip() == '[]', res.stderr
 
 
+@pytest.mark.once
 @posix
 def test_memory(home, tmp_path):
     "20,000 images of 84x84, 423 MB of pixels, in far less memory than they take."

@@ -200,6 +200,7 @@ folder._decode_row = slow
 print(mini_imagenet(sys.argv[1], size=8, n_workers=0).fingerprint)
 '''
 
+@pytest.mark.once
 @posix
 def test_mini_killed_and_finished(tmp_path):
     "A call that was killed leaves half a cache; the next notices, and decodes only what is missing."

@@ -51,6 +51,7 @@ def settle(panel, make):
     if panel.pale: panel.act(None if panel.controls else panel.start_again, **{k: v for k,v in make().settings.items() if k in panel.controls})
     assert panel.picture.value == panel.png == panel.static().data and not panel.picture._dom_classes
 
+@pytest.mark.once
 @pytest.mark.parametrize('make', kinds)
 def test_many_changes(make, monkeypatch):
     "50 for each of the four, 200 together: no exception, no figure that stays, and the picture is that of the controls; measure.py in tests/browser does 200 for each."
@@ -64,6 +65,7 @@ def test_many_changes(make, monkeypatch):
     assert drawn and not len(figures) and not plt.get_fignums()
     settle(panel, make)
 
+@pytest.mark.once
 @pytest.mark.parametrize('make', kinds)
 def test_two_of_a_kind(make):
     "A change of one is none of the other's, nor are the controls."
@@ -74,6 +76,7 @@ def test_two_of_a_kind(make):
     for _ in range(5): press(a, rng)
     assert (None, b.settings, b.png) == before and not {*map(id, a.box.children)} & {*map(id, b.box.children)}
 
+@pytest.mark.once
 @pytest.mark.parametrize('make', kinds)
 def test_interrupted(make):
     "Interrupted while it computes: that is said, nothing half done is kept, and the next change is as if nothing had been."
@@ -92,6 +95,7 @@ def test_interrupted(make):
 def test_explains_itself():
     for make in kinds: assert len(make().about.split('</b>')[1].split()) > 8
 
+@pytest.mark.once
 def test_static_needs_no_ipywidgets():
     "Neither importing the library, nor a picture without controls, needs ipywidgets."
     src = "import sys; sys.modules['ipywidgets'] = None\nimport numpy as np\nfrom cactus_nb.all import *\nx = np.random.default_rng(0).integers(0, 256, (60,1,8,8), dtype=np.uint8)\n" \
@@ -130,7 +134,9 @@ def test_upload_of_any_mode(mode):
     t = teach(); t.teach('mine', [upload('a', png(mode, (57, 31)))])
     assert t.examples['mine'].shape == (1,1,28,28)
 
-@pytest.mark.parametrize('data,words', [(b'', 'a.png: not an image'), (b'%PDF-1.4', 'a.png: not an image'), (png()[:60], 'a.png: '), (png(size=(7000, 6000)), 'more than 40 million pixels'), (bytes(11*2**20), '11 MB, at most 10')])
+bad_uploads = dict(empty=(b'', 'a.png: not an image'), pdf=(b'%PDF-1.4', 'a.png: not an image'), cut=(png()[:60], 'a.png: '), pixels=(png(size=(7000, 6000)), 'more than 40 million pixels'), bytes=(bytes(11*2**20), '11 MB, at most 10'))
+
+@pytest.mark.parametrize('data,words', bad_uploads.values(), ids=bad_uploads)
 def test_bad_upload(data, words):
     "It is named, the good one beside it is taken, and the widget goes on."
     t = teach(); t.widget(); before = [*t.examples]
