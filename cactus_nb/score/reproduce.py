@@ -579,29 +579,44 @@ def _chosen(row, table, all):
     if row is not None and row not in rows:
         near = [r for r in rows if {*row.split('-')} <= {*r.split('-')}]
         raise ValueError(f"--row {row} is not known" + (f"; perhaps {near[0]}" if near else '') + ". cactus_reproduce --list shows the rows.")
-    if table is not None and table not in tables: raise ValueError(f"--table {table} is not known; choose one of {', '.join(tables)}.")
     return [row] if row is not None else [k for k,r in rows.items() if all or table in r.tables]
 
 # %% ../../nbs/42_score.reproduce.ipynb #5481ab86
-def _state_line(name, res, refused, preset, device):
-    "What `--list` says about a row"
-    row = rows[name]
-    if res is None: return dict(row=name, tables=', '.join(row.tables), state='pending', ours='', why=refused.get(name) or why_not(row, preset, device) or f'not run: cactus_reproduce --row {name}')
-    share = '' if res['share'] is None or res['share'] >= 1 else f", {100*res['share']:.3g} % of the steps"
-    ours = ' '.join(f"{o['mean']:.2f}" for o in res['rows'])
-    return dict(row=name, tables=', '.join(row.tables), state=res['state'], ours=ours, why=f"{res['preset']}{share}, {res['rows'][0]['n_tasks']:,} tasks{', ' + p if (p := res['rows'][0].get('precision')) else ''}, seed {res['seed']}, commit {res['commit']}")
+def _pending(row, refused, preset, device): return refused.get(row.name) or why_not(row, preset, device) or 'not run yet: cactus_reproduce --row NAME'
 
-def _list(folder, preset, device):
+def _how(res):
+    "What a result rests on, in a few words"
+    share = f" {100*res['share']:.3g} %" if res['share'] is not None and res['share'] < 1 else ''
+    return ', '.join(filter(None, [res['preset'] + share, res['rows'][0].get('precision'), f"{res['rows'][0]['n_tasks']:,} tasks", f"seed {res['seed']}", res['commit']]))
+
+def _listed(row, res):
+    "A line of `--list`: state, ours with the paper's in brackets at each way and shot, and what ours rests on"
+    ours = {(o['n_way'], o['k_shot']): f"{o['mean']:.2f}" for o in res['rows']} if res else {}
+    paper = {t: f"({f.mean:.2f}{'R' if f.mark == 'R' else ''})" for t,f in row.paper.items() if f}
+    return [row.name, res['state'] if res else 'pending', *(f'{ours.get(t, ""):>5} {paper.get(t, ""):8}' for t in tasks[row.data]), _how(res) if res else '']
+
+def _in_columns(lines):
+    widths = [max(map(len, col)) for col in zip(*lines)]
+    return '\n'.join('  '.join(o.ljust(w) for o,w in zip(l, widths)).rstrip() for l in lines)
+
+def _list(folder, preset, device, table):
     found, refused = read_rows(folder)
-    lines = pd.DataFrame([_state_line(k, found.get(k, [None])[0], refused, preset, device) for k in rows]).set_index('row').rename_axis(None)
-    lines['paper'] = [' '.join('-' if f is None else f'{f.mean:.2f}{f.mark if f.mark == "R" else ""}' for f in rows[k].paper.values()) for k in rows]
-    with pd.option_context('display.max_colwidth', None, 'display.width', None, 'display.max_rows', None): print(lines[['state', 'ours', 'paper', 'why', 'tables']].to_string())
-    print(f"\n{len(lines)} rows: {', '.join(f'{n} {s}' for s,n in lines.state.value_counts().items())}. Accuracy in percent at {'; '.join(f'{d}: ' + ', '.join(f'{w}w{k}s' for w,k in t) for d,t in tasks.items())}. R: from memory.")
+    shown = {t: [r for r in rows.values() if (t in r.tables if table else t == r.tables[0])] for t in tables if table in (None, t)}
+    for name,those in shown.items():
+        for data in dict.fromkeys(r.data for r in those):
+            part = [r for r in those if r.data == data]
+            head = [name if name == data else f'{name}, {data}', 'state', *(f'{w}-way {k}-shot' for w,k in tasks[data]), 'ours, %, with (paper)']
+            print('\n' + _in_columns([head, *(_listed(r, found.get(r.name, [None])[0]) for r in part)]))
+            why = [_pending(r, refused, preset, device) for r in part if r.name not in found]
+            for w in dict.fromkeys(why): print(f"{why.count(w)} pending: {w}")
+    states = pd.Series([found[r.name][0]['state'] if r.name in found else 'pending' for those in shown.values() for r in those]).value_counts()
+    print(f"\n{states.sum()} rows: {', '.join(f'{n} {s}' for s,n in states.items())}. R: the paper's figure from memory.")
+
 
 # %% ../../nbs/42_score.reproduce.ipynb #17ecd820
 @console_command
 def cactus_reproduce(
-    list:store_true=False, # Show every row of the paper's tables with its state, and why it was not run
+    list:store_true=False, # Show every row of the paper's tables, or of --table, with its state, and why it was not run
     row:str=None,        # Run this row
     table:str=None,      # Run the rows of this table: omniglot, mini-imagenet, celeba, mnist or ablations
     all:store_true=False,# Run all rows that can be run here
@@ -617,7 +632,8 @@ def cactus_reproduce(
     "Run rows of the paper's tables and keep what they give, or show which were run"
     if preset not in presets: raise ValueError(f"--preset {preset} is not known; choose one of {', '.join(presets)}.")
     folder, stop = Path(out) if out else results_folder(), StopInTime(minutes)
-    if list: return _list(folder, preset, device)
+    if table is not None and table not in tables: raise ValueError(f"--table {table} is not known; choose one of {', '.join(tables)}.")
+    if list: return _list(folder, preset, device, table)
     check_device(device)
     names, failed = _chosen(row, table, all), []
     try:
