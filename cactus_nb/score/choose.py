@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['middle', 'others', 'criteria', 'label_free', 'settings_around', 'try_setting', 'study', 'study_run',
-           'rank_correlations', 'rounds_report']
+           'spearman_interval', 'rank_correlations', 'rounds_report']
 
 # %% ../../nbs/43_score.choose.ipynb #3865b4ae
 import numpy as np, pandas as pd, torch
@@ -130,12 +130,23 @@ def study_run(
 # %% ../../nbs/43_score.choose.ipynb #826810ae
 criteria = 'agreement', 'stability', 'copies', 'dimensions'
 
+def spearman_interval(
+    r:float, # Spearman's correlation
+    n:int,   # Pairs that it was computed from
+) -> tuple:  # `(low, high)`, of 95 %; nan for fewer than 4 pairs
+    "Fisher's z with the standard error of Bonett and Wright (Psychometrika 65, 2000), √((1 + r²/2)/(n-3))"
+    if n < 4: return np.nan, np.nan
+    with np.errstate(divide='ignore'): z, half = np.arctanh(r), 1.96*((1 + r**2/2)/(n-3))**0.5
+    return float(np.tanh(z - half)), float(np.tanh(z + half))
+
 def rank_correlations(
     df:pd.DataFrame, # From `study`
-) -> pd.DataFrame:   # A row for each criterion: `spearman`, from -1 to 1, and `lost`, points of accuracy
+) -> pd.DataFrame:   # A row for each criterion: `spearman`, from -1 to 1, with `low` and `high`, its 95 % interval, and `lost`, points of accuracy
     "How each criterion ranks the settings beside the true accuracy, and what is lost by taking the setting that it likes best"
-    best = df.accuracy.max()
-    return pd.DataFrame([dict(criterion=c, spearman=df[c].corr(df.accuracy, method='spearman'), lost=best - df.accuracy[df[c].idxmax()], n=len(df)) for c in criteria]).set_index('criterion').rename_axis(None)
+    def of(c):
+        r = df[c].corr(df.accuracy, method='spearman'); low, high = spearman_interval(r, len(df))
+        return dict(criterion=c, spearman=r, low=low, high=high, lost=df.accuracy.max() - df.accuracy[df[c].idxmax()], n=len(df))
+    return pd.DataFrame([of(c) for c in criteria]).set_index('criterion').rename_axis(None)
 
 # %% ../../nbs/43_score.choose.ipynb #87f82256
 def rounds_report(
