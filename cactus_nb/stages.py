@@ -84,7 +84,7 @@ def preset(
     elif alien := [k for k in _of_rounds if k in kwargs]: raise ValueError(f"{alien[0]} is a setting of --preset best: leave --{alien[0]} out, or choose it.")
     if kwargs.get('partition', 'kmeans') != 'kmeans': cfg['n_partitions'] = 2400 # the paper's, method by method
     if kwargs.get('encoder') in trained and kwargs['encoder'] != 'autoencoder': cfg['encoder_epochs'] = None # its own
-    of = dict(margin=('partition', ['hyperplanes']), n_clusters=('partition', ['kmeans', 'random']), encoder_epochs=('encoder', list(trained)), acai_weight=('encoder', ['acai']), encoder_preset=('encoder', [k for k,o in trained.items() if o.presets]))
+    of = dict(margin=('partition', ['hyperplanes']), n_clusters=('partition', ['kmeans', 'random']), encoder_epochs=('encoder', list(trained)), acai_weight=('encoder', ['acai']), bigan_latents=('encoder', ['bigan']), encoder_preset=('encoder', [k for k,o in trained.items() if o.presets]))
     for k,(other,fit) in of.items():
         chosen = kwargs.get(other, cfg[other])
         if k in kwargs and chosen not in fit and (other != 'encoder' or chosen in encoders): raise ValueError(f"{k} is a setting of --{other} {' or '.join(fit)}, not of {chosen}: leave --{k} out.")
@@ -122,7 +122,7 @@ def _check_root(cfg):
     if cfg['data'] == 'glyphs' and cfg.get('root'): raise ValueError("glyphs are drawn, not read: leave --root out, or choose another --data.")
 
 def _checked(cfg):
-    for k in ('epochs', 'encoder_epochs', 'n_tasks', 'n_valid', 'n_filters', 'bs', 'n_way', 'k_shot', 'n_query', 'n_clusters', 'n_partitions', 'size', 'channels'):
+    for k in ('epochs', 'encoder_epochs', 'n_tasks', 'n_valid', 'n_filters', 'bs', 'n_way', 'k_shot', 'n_query', 'n_clusters', 'n_partitions', 'size', 'channels', 'bigan_latents'):
         if cfg.get(k) is not None and cfg[k] < 1: raise ValueError(f"{k}={cfg[k]}: give at least 1.")
     for k in ('lr', 'inner_lr'):
         if not 0 < cfg.get(k, 1) < np.inf: raise ValueError(f"{k}={cfg[k]}: give a rate above 0.")
@@ -189,7 +189,9 @@ trained = dict(autoencoder=Autoencoder, acai=ACAI, bigan=BiGAN, deepcluster=Deep
 def _network(cfg, images, device=None):
     "The encoder that is a network, with the settings of a preset, if one was named, and the epochs, if they were"
     made = trained[cfg['encoder']]
-    more = (made.presets[cfg['encoder_preset']] if cfg.get('encoder_preset') else {}) | (dict(n_epochs=cfg['encoder_epochs']) if cfg['encoder_epochs'] else {}) | ({} if cfg.get('acai_weight') is None else dict(weight=cfg['acai_weight']))
+    more = made.presets[cfg['encoder_preset']] if cfg.get('encoder_preset') else {}
+    own = dict(encoder_epochs='n_epochs', acai_weight='weight', bigan_latents='n_latent') # a setting, and its name there
+    more |= {k: cfg[s] for s,k in own.items() if cfg.get(s) is not None}
     return made(**more, seed=cfg['seed'], device=device, quiet=not sys.stdout.isatty())
 
 encoders = dict({k: _network for k in trained},

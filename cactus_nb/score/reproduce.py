@@ -110,7 +110,7 @@ cactus-protonets  deepcluster  74.15R
 cactus-protonets-plda deepcluster -
 oracle-maml       none         87.10
 oracle-protonets  none         85.13R'''
-_mnist = [(m, e) for e in ('bigan', 'acai') for m in ('knn', 'linear', 'mlp', 'cluster-matching', 'plda', 'cactus-maml', 'cactus-protonets', 'cactus-protonets-plda')]
+_mnist = [(m, e) for e in ('bigan', 'infogan', 'acai') for m in ('knn', 'linear', 'mlp', 'cluster-matching', 'plda', 'cactus-maml', 'cactus-protonets', 'cactus-protonets-plda')]
 _figures['mnist'] = '\n'.join(f'{m} {e} - - -' for m,e in [('from-scratch', 'none'), *_mnist, ('oracle-maml', 'none'), ('oracle-protonets', 'none')])
 
 # %% ../../nbs/42_score.reproduce.ipynb #5b23a9a1
@@ -130,7 +130,8 @@ cactus-maml  deepcluster  P1               38.75  52.73R 62.72R 67.77'''}
 _variants = {
     'random-5way':  dict(partition='random', n_way=5), 'random-20way': dict(partition='random'), 'P1': dict(n_partitions=1),
     'hyperplanes':  dict(partition='hyperplanes', margin=0.), 'hyperplanes-margin1.2': dict(partition='hyperplanes', margin=1.2)}
-_also = ['omniglot-acai-linear', *(f'{d}-{n}' for d in ('omniglot', 'mini-imagenet') for n in ('from-scratch', 'oracle-maml')), 'omniglot-acai-cactus-maml', 'mini-imagenet-deepcluster-cactus-maml'] # of the main tables, shown with the ablations
+_also = ['omniglot-acai-linear', *(f'{d}-{n}' for d in ('omniglot', 'mini-imagenet') for n in ('from-scratch', 'oracle-maml')), *(f'omniglot-{e}-cactus-maml' for e in ('acai', 'bigan')), 'mini-imagenet-deepcluster-cactus-maml'] # of the main tables, shown with the ablations
+_notes = {'omniglot-acai-cactus-maml-hyperplanes-margin1.2': "nothing to train on: the margin is in the units of the paper's own ACAI, ours is narrower, and no plane has images on both sides of such a margin"}
 
 # %% ../../nbs/42_score.reproduce.ipynb #bc606ba9
 protocol_version = 1 # a result of another one is never shown or gone on with
@@ -159,7 +160,7 @@ class Row:
     source:str=''      # Where the figures were read
 
 # %% ../../nbs/42_score.reproduce.ipynb #587e886f
-sources = {'omniglot': 'UMTRA slides, poster; intervals C3LR', 'mini-imagenet': 'UMTRA slides, poster; intervals C3LR', 'celeba': 'poster', 'mnist': 'not at hand', 'ablations': 'poster, UMTRA slides'}
+sources = {'omniglot': 'UMTRA slides, poster; intervals C3LR', 'mini-imagenet': 'UMTRA slides, poster; intervals C3LR', 'celeba': 'four from the poster, the others from memory', 'mnist': 'not at hand', 'ablations': 'poster, UMTRA slides'}
 
 def _row(data, line, table, variant=''):
     "A `Row` from a line of text"
@@ -217,13 +218,14 @@ def row_settings(
     if size['most_partitions']: kwargs['n_partitions'] = min(kwargs['n_partitions'], size['most_partitions']*(10 if kwargs['n_partitions'] == 2400 else 1))
     if _trained(row): n, each = steps_of(row, preset, share); kwargs |= dict(epochs=n, n_tasks=each*train['bs'])
     if row.embedding in stages.encoders: kwargs['encoder'] = row.embedding
+    if (row.data, row.embedding) == ('mnist', 'bigan'): kwargs['bigan_latents'] = 50 # the official files are named so; 200 elsewhere
     if row.embedding in stages.trained and stages.trained[row.embedding].presets: kwargs['encoder_preset'] = size['encoder_preset']
     method = row.method.removeprefix('cactus-').removesuffix('-plda') if _trained(row) else 'protonets'
     return stages.preset(row.data, method, seed=seed, **kwargs)
 
 # %% ../../nbs/42_score.reproduce.ipynb #9b7505ff
 def _there(data):
-    try: return data not in ('omniglot', 'mnist', 'mini-imagenet', 'celeba') or data_root(data).is_dir()
+    try: return data not in ('mini-imagenet', 'celeba') or data_root(data).is_dir() # the readers of the others download
     except OSError: return False
 
 def why_not(
@@ -235,7 +237,7 @@ def why_not(
     "Why a row cannot be run here"
     if row.data not in stages.datasets or row.data not in stages.presets: return f"the reader of {row.data} is not in this library yet"
     if row.embedding not in ('none', *stages.encoders): return f"the encoder {row.embedding} is not in this library yet"
-    if not _there(row.data): return f"needs the data of {row.data}, which are not on this machine: set CACTUS_DATA to the folder that holds {row.data}"
+    if not _there(row.data): return f"needs the data of {row.data}, which cannot be downloaded and are not on this machine: set CACTUS_DATA to the folder that holds {row.data} ({row.data.replace('-', '_')}() says where to get them)"
     large = row.data in ('mini-imagenet', 'celeba') and _trained(row) and preset == 'full' and (share or 1) > 0.1
     if large and device is None and not torch.cuda.is_available(): return "needs a GPU: days on a processor; --device cpu runs it all the same"
 
@@ -336,7 +338,7 @@ def _embedding(b):
     if name:
         enc = Encoder.pretrained(name, **(dict(device=b.device) if b.device else {}))
         return enc, enc.embed(images), dict(pretrained=name, **{k: enc.card.get(k) for k in ('epochs', 'minutes', 'sha256')})
-    enc, z = stages.embed_stage(b.run(f"embed-{b.cfg['encoder']}", ('encoder', 'encoder_epochs', 'encoder_preset')), images)
+    enc, z = stages.embed_stage(b.run(f"embed-{b.cfg['encoder']}", ('encoder', 'encoder_epochs', 'encoder_preset', 'bigan_latents')), images)
     return enc, z, dict(pretrained=None, config=enc.config)
 
 # %% ../../nbs/42_score.reproduce.ipynb #96422457
@@ -443,17 +445,18 @@ def _write_row(b, path, preset, share, how, about, scores):
 
 # %% ../../nbs/42_score.reproduce.ipynb #e06e4900
 def _beside(ours, paper):
-    "Difference in points, and whether the intervals overlap; None where nothing is to be said"
-    if ours is None or paper is None: return None, None
+    "Difference in points, and whether the intervals overlap; None where there is nothing to measure against: a figure from memory is shown, no more"
+    if ours is None or paper is None or paper.mark == 'R': return None, None
     diff = round(ours['mean'] - paper.mean, 2)
-    known = paper.ci95 if paper.ci95_mark == 'V' else 0
-    return diff, None if paper.mark == 'R' else bool(abs(diff) <= ours['ci95'] + known)
+    return diff, bool(abs(diff) <= ours['ci95'] + (_known_ci95(paper) or 0))
+
+def _known_ci95(paper): return paper.ci95 if paper and paper.ci95_mark == 'V' else None
 
 def _encoder_text(about):
     "Which encoder made the embedding, and how long it was trained"
     if not about: return None
     n = about.get('epochs') or (about.get('config') or {}).get('n_epochs')
-    return ', '.join([about.get('pretrained') or 'trained for this row', *([f'{n} passes'] if n else [])])
+    return ', '.join([about.get('pretrained') or 'trained here', *([f'{n} passes'] if n else [])])
 
 def _lines(row, res, state, why):
     "A line for each way and shot of a row"
@@ -461,9 +464,9 @@ def _lines(row, res, state, why):
     for (w,k),paper in row.paper.items():
         o = ours.get((w,k))
         diff, overlap = _beside(o, paper)
-        yield dict(row=row.name, method=row.method, embedding=row.embedding, n_way=w, k_shot=k, ours=o and o['mean'], ci95=o and o['ci95'], paper=paper and paper.mean, paper_ci95=paper and paper.ci95, mark=paper and paper.mark,
+        yield dict(row=row.name, method=row.method, embedding=row.embedding, n_way=w, k_shot=k, ours=o and o['mean'], ci95=o and o['ci95'], paper=paper and paper.mean, paper_ci95=_known_ci95(paper), mark=paper and paper.mark,
                    difference=diff, overlap=overlap, state=state, why=why, preset=res and res['preset'], share=res and res['share'], steps=o and o['steps'], n_partitions=o and o['n_partitions'], n_tasks=o and o['n_tasks'], precision=o and o.get('precision'),
-                   seed=res and res['seed'], minutes=res and res['minutes'], device=res and res['device'], commit=res and res['commit'], encoder=res and _encoder_text(res['encoder']),
+                   seed=res and res['seed'], minutes=res and res['minutes'], device=res and res['device'], commit=res and res['commit'], before=res and ', '.join(c for c in res.get('commits', []) if c != res['commit']), encoder=res and _encoder_text(res['encoder']),
                    command=res['line'] if res else f'cactus_reproduce --row {row.name}')
 
 # %% ../../nbs/42_score.reproduce.ipynb #fb6fb532
@@ -481,7 +484,7 @@ def comparison(
         best = {}
         for res in found.get(name, []):
             if preset in (None, res['preset']): best.setdefault(res['seed'], res)
-        why = refused.get(name) or why_not(row) or 'not run'
+        why = refused.get(name) or why_not(row) or _notes.get(name) or 'not run'
         lines += [o for res in best.values() for o in _lines(row, res, res['state'], '')] or [*_lines(row, None, 'pending', why)]
     df = pd.DataFrame(lines)
     return df.astype({k: float for k in ('ours', 'ci95', 'paper', 'paper_ci95', 'difference', 'share', 'minutes')} | dict(overlap=object))
@@ -489,7 +492,7 @@ def comparison(
 # %% ../../nbs/42_score.reproduce.ipynb #642cf798
 def _cell(o):
     "`ours ± ci (paper) difference`"
-    paper = '' if pd.isna(o.paper) else f"({o.paper:.2f}{'ᴿ' if o['mark'] == 'R' else ''})"
+    paper = '' if pd.isna(o.paper) else f"({o.paper:.2f}{'' if pd.isna(o.paper_ci95) else f' ± {o.paper_ci95:.2f}'}{'ᴿ' if o['mark'] == 'R' else ''})"
     if pd.isna(o.ours): return paper or '–'
     said = '' if pd.isna(o.difference) else f" {o.difference:+.1f}" + (' ≈' if not pd.isna(o.overlap) and o.overlap and o.n_tasks >= 1000 else '') # few tasks overlap with anything
     return f"{o.ours:.2f} ± {o.ci95:.2f} {paper}{said}".strip()
@@ -509,12 +512,13 @@ def comparison_table(
 def provenance(
     df:pd.DataFrame, # From `comparison`
 ) -> pd.DataFrame:
-    "A line per row and seed: preset, partitions, steps, tasks, minutes, device, commit and command; for a row without a result, why"
+    "A line per row and seed: preset, partitions, steps, tasks, minutes, device, the commit that scored it, those that its training was begun at, and command; for a row without a result, why"
     one = df.drop_duplicates(['row', 'seed']).set_index('row').rename_axis(None)
     whole = lambda v: '' if v is None or v != v else f'{v:,.0f}' if isinstance(v, (int, float)) else str(v)
     res = one[['state', 'preset', 'n_partitions', 'steps', 'n_tasks', 'encoder', 'minutes', 'device', 'commit', 'command']].copy()
     res['minutes'] = ['' if pd.isna(v) else f'{v:.1f}' for v in one.minutes]
-    for k in ('preset', 'n_partitions', 'steps', 'n_tasks', 'encoder', 'device', 'commit'): res[k] = [whole(v) for v in one[k]]
+    res['commit'] = [whole(c) + (f' (begun at {b})' if isinstance(b, str) and b else '') for c,b in zip(one.commit, one.before)]
+    for k in ('preset', 'n_partitions', 'steps', 'n_tasks', 'encoder', 'device'): res[k] = [whole(v) for v in one[k]]
     res['command'] = [o.command if o.state != 'pending' or o.why == 'not run' else f'pending: {o.why}' for _,o in one.iterrows()]
     return res
 
@@ -563,7 +567,7 @@ def show_comparison(
     for ax,(w,k) in zip(axs, panels):
         for o in df[(df.n_way == w) & (df.k_shot == k)].itertuples():
             y, fill = names.index(o.row), '#2a9d5c' if o.state == 'done' else 'white'
-            if not pd.isna(o.paper): ax.plot(o.paper, y, 'D', ms=6, mfc='white', mec='#555555' if o.mark == 'V' else '#bbbbbb')
+            if not pd.isna(o.paper): ax.errorbar(o.paper, y, xerr=None if pd.isna(o.paper_ci95) else o.paper_ci95, fmt='D', ms=6, mfc='white', mec=(grey := '#555555' if o.mark == 'V' else '#bbbbbb'), ecolor=grey)
             if not pd.isna(o.ours): ax.errorbar(o.ours, y, xerr=o.ci95, fmt='o', ms=5, mfc=fill, mec='#2a9d5c', ecolor='#2a9d5c')
         ax.set_title(f'{w}-way {k}-shot', fontsize=9); ax.grid(axis='y', alpha=0.3); ax.spines[['top','right']].set_visible(False)
     axs[0].set_yticks(range(len(names)), names, fontsize=8); axs[0].set_ylim(len(names)-0.5, -0.5)
@@ -582,7 +586,7 @@ def _chosen(row, table, all):
     return [row] if row is not None else [k for k,r in rows.items() if all or table in r.tables]
 
 # %% ../../nbs/42_score.reproduce.ipynb #5481ab86
-def _pending(row, refused, preset, device): return refused.get(row.name) or why_not(row, preset, device) or 'not run yet: cactus_reproduce --row NAME'
+def _pending(row, refused, preset, device): return refused.get(row.name) or why_not(row, preset, device) or _notes.get(row.name) or 'not run yet: cactus_reproduce --row NAME'
 
 def _how(res):
     "What a result rests on, in a few words"
@@ -609,8 +613,10 @@ def _list(folder, preset, device, table):
             print('\n' + _in_columns([head, *(_listed(r, found.get(r.name, [None])[0]) for r in part)]))
             why = [_pending(r, refused, preset, device) for r in part if r.name not in found]
             for w in dict.fromkeys(why): print(f"{why.count(w)} pending: {w}")
+            for r in part:
+                if r.name in found and r.name in refused: print(f"{r.name}, another result that is not shown: {refused[r.name]}")
     states = pd.Series([found[r.name][0]['state'] if r.name in found else 'pending' for those in shown.values() for r in those]).value_counts()
-    print(f"\n{states.sum()} rows: {', '.join(f'{n} {s}' for s,n in states.items())}. R: the paper's figure from memory.")
+    print(f"\n{states.sum()} rows: {', '.join(f'{n} {s}' for s,n in states.items())}. R: the paper's figure from memory. Rows named plda are ours, and no rows of the paper.")
 
 
 # %% ../../nbs/42_score.reproduce.ipynb #17ecd820
