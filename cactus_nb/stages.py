@@ -30,7 +30,7 @@ from .encoders.whiten import Pixels, Whitened
 from .meta.capture import CaptureCallback
 from .meta.learner import Bfloat16, has_bfloat16, load_run, maml_learner, proto_learner, save_run
 from .meta.maml import ClipGradValue
-from .meta.rounds import Round, fit_rounds
+from .meta.rounds import Round, default_cluster_size, fit_rounds
 from .runs import HistoryCallback, ResumeCallback, Run, TrimCallback, tf32
 from .tasks import attributes # so that CelebA has its tasks
 from .tasks.partition import Partitions, hyperplane_partitions, kmeans_partitions, label_partition, random_partitions
@@ -61,7 +61,7 @@ common = dict(encoder='autoencoder', partition='kmeans', margin=0., n_way=20, k_
 # %% ../nbs/35_stages.ipynb #1073f382
 def _rounds(first, *others, **kwargs): return [dict(epochs=first), *(dict(epochs=n, n_clusters=None) | kwargs for n in others)] # see `fit_to`
 
-_instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, n_valid=30, cluster_size=15) # what `best` means for every data set
+_instances = dict(transform='affine', k_shot=1, encoder='none', pseudo_valid=True, n_valid=30, cluster_size=default_cluster_size) # what `best` means for every data set
 _bends = 'affine,elastic(strength=0.16)', 'affine,elastic' # in round 0, and after it
 best = dict(
     glyphs  =dict(protonets=dict(precision='auto', n_way=40, n_query=2, n_tasks=80, rounds=_rounds(3, 1, 1, turns=2))),
@@ -173,13 +173,15 @@ def fit_to(
     cfg:dict,        # Settings; `n_clusters` may be None
     images:ImageSet, # What they are for
 ) -> dict:
-    "Settings with the number of clusters; raises `ValueError` where it is more than there are images"
+    "Settings with the number of clusters; raises `ValueError` where it would be more than there are images"
+    too_few = f"{len(images):,} images are too few to cut {{k}} clusters, two tasks of n_way={cfg['n_way']}, from them. Give more images, or lower n_way."
     if cfg.get('rounds'):
         k = max(2*cfg['n_way'], len(images)//cfg['cluster_size'])
+        if k > len(images): raise ValueError(too_few.format(k=k))
         task = dict(n_clusters=k, n_way=cfg['n_way'], k_shot=cfg['k_shot'])
         return cfg | dict(rounds=[o | task if o.get('n_clusters', 0) is None else o for o in cfg['rounds']], n_clusters=k, fingerprint=images.fingerprint)
     k, made = cfg['n_clusters'] or max(2*cfg['n_way'], min(500, len(images)//20)), not cfg.get('partitions') and not cfg['method'].startswith('oracle')
-    if made and not cfg['n_clusters'] and k > len(images): raise ValueError(f"{len(images):,} images are too few to cut {k} clusters, two tasks of n_way={cfg['n_way']}, from them. Give more images, or lower n_way.")
+    if made and not cfg['n_clusters'] and k > len(images): raise ValueError(too_few.format(k=k))
     if made and k > len(images): raise ValueError(f"n_clusters={k} over {len(images):,} images: give at most {len(images):,}.")
     return cfg | dict(n_clusters=k, fingerprint=images.fingerprint)
 

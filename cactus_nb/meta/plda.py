@@ -111,5 +111,7 @@ class PLDACallback(ProtoNetCallback):
         plda:PLDA, # Fitted on embeddings of the same network
     ): super().__init__(); self.plda = plda
 
-    def before_fit(self): raise ValueError("A PLDA is fitted on the embedding of a network that stays as it is. Train the learner that was given to with_plda.")
+    def before_fit(self):
+        if self.learn.lock.locked(): return # validating, which trains nothing
+        raise ValueError("A PLDA is fitted on the embedding of a network that stays as it is. Train the learner that was given to with_plda.")
     def _scores(self, zs, ys, zq, n_way): return plda_logits(zs, ys, zq, self.plda, n_way)

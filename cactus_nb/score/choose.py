@@ -15,7 +15,7 @@ from ..backbones import build_backbone
 from ..data.core import ImageSet
 from ..encoders.core import effective_dimension
 from ..meta.learner import Bfloat16, few_shot_callback, proto_learner, run_info
-from ..meta.rounds import agreement, centred_embedding, round_embedding
+from ..meta.rounds import agreement, centred_embedding, default_cluster_size, round_embedding
 from ..runs import environment, load_tensors, read_json, write_json
 from .evaluate import evaluate, evaluate_grid, pack_tasks, result_row
 from ..stages import load_splits
@@ -27,7 +27,7 @@ from ..tasks.sources import InstanceSampler, MixedSampler, instance_set
 def label_free(
     learn,           # A learner of `proto_learner` or `maml_learner`
     images:ImageSet, # Unlabelled images that were held out
-    cluster_size:int=15, # Images for each cluster of the criterion
+    cluster_size:int=default_cluster_size, # Images for each cluster of the criterion
     transform='affine', # What makes copies of images
     n_way:int=100,   # Images that a copy is told from
     n_tasks:int=50,  # Tasks of `copies`
@@ -102,7 +102,8 @@ def study(
     "Try settings one after the other, and keep what came of each"
     path, of = Path(path), _what_is_studied(weights, train, held, kwargs)
     res = read_json(path) if path.exists() else dict(environment(), data=train.name, seed=of['seed'], of=of, rows=[])
-    if differ := [f"{k}: {v} there, {of[k]} here" for k,v in res.get('of', {}).items() if v != of[k]]: raise ValueError(f"{path} is of another study ({'; '.join(differ)}). Give another path, or ask for the same.")
+    if 'of' not in res: raise ValueError(f"{path} does not say which network and images it is of, so nothing can be added to it. Give another path.")
+    if differ := [f"{k}: {v} there, {of[k]} here" for k,v in res['of'].items() if v != of[k]]: raise ValueError(f"{path} is of another study ({'; '.join(differ)}). Give another path, or ask for the same.")
     upright = dict(turns=1) # where a setting, or an older file, says nothing of turns
     left = [s for s in (upright | o for o in settings) if not any(all((upright | r)[k] == v for k,v in s.items()) for r in res['rows'])]
     net = build_backbone(config); net.load_state_dict(weights)
