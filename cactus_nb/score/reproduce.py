@@ -466,7 +466,7 @@ def _lines(row, res, state, why):
         diff, overlap = _beside(o, paper)
         yield dict(row=row.name, method=row.method, embedding=row.embedding, n_way=w, k_shot=k, ours=o and o['mean'], ci95=o and o['ci95'], paper=paper and paper.mean, paper_ci95=_known_ci95(paper), mark=paper and paper.mark,
                    difference=diff, overlap=overlap, state=state, why=why, preset=res and res['preset'], share=res and res['share'], steps=o and o['steps'], n_partitions=o and o['n_partitions'], n_tasks=o and o['n_tasks'], precision=o and o.get('precision'),
-                   seed=res and res['seed'], minutes=res and res['minutes'], device=res and res['device'], commit=res and res['commit'], before=res and ', '.join(c for c in res.get('commits', []) if c != res['commit']), encoder=res and _encoder_text(res['encoder']),
+                   seed=res and res['seed'], minutes=res and res['minutes'], peak_mib=res and res.get('peak_mib'), device=res and res['device'], commit=res and res['commit'], before=res and ', '.join(c for c in res.get('commits', []) if c != res['commit']), encoder=res and _encoder_text(res['encoder']),
                    command=res['line'] if res else f'cactus_reproduce --row {row.name}')
 
 # %% ../../nbs/42_score.reproduce.ipynb #fb6fb532
@@ -512,15 +512,15 @@ def comparison_table(
 def provenance(
     df:pd.DataFrame, # From `comparison`
 ) -> pd.DataFrame:
-    "A line per row and seed: preset, partitions, steps, tasks, minutes, device, the commit that scored it, those that its training was begun at, and command; for a row without a result, why"
+    "A line per row and seed: preset, partitions, steps, tasks, minutes, peak memory (MiB, of the last sitting), device, the commit that scored it, those that its training was begun at, and command; for a row without a result, why"
     one = df.drop_duplicates(['row', 'seed']).set_index('row').rename_axis(None)
     whole = lambda v: '' if v is None or v != v else f'{v:,.0f}' if isinstance(v, (int, float)) else str(v)
-    res = one[['state', 'preset', 'n_partitions', 'steps', 'n_tasks', 'encoder', 'minutes', 'device', 'commit', 'command']].copy()
+    res = one[['state', 'preset', 'n_partitions', 'steps', 'n_tasks', 'encoder', 'minutes', 'peak_mib', 'device', 'commit', 'command']].copy()
     res['minutes'] = ['' if pd.isna(v) else f'{v:.1f}' for v in one.minutes]
     res['commit'] = [whole(c) + (f' (begun at {b})' if isinstance(b, str) and b else '') for c,b in zip(one.commit, one.before)]
-    for k in ('preset', 'n_partitions', 'steps', 'n_tasks', 'encoder', 'device'): res[k] = [whole(v) for v in one[k]]
+    for k in ('preset', 'n_partitions', 'steps', 'n_tasks', 'encoder', 'peak_mib', 'device'): res[k] = [whole(v) for v in one[k]]
     res['command'] = [o.command if o.state != 'pending' or o.why == 'not run' else f'pending: {o.why}' for _,o in one.iterrows()]
-    return res
+    return res.rename(columns=dict(peak_mib='peak MiB'))
 
 # %% ../../nbs/42_score.reproduce.ipynb #952bfe13
 def _how_far(*results):
