@@ -56,6 +56,7 @@ def by_task(
     params:dict|None=None, # Parameters by name, to be used instead of the network's
 ) -> torch.Tensor:  # `[n_tasks·n, ...]`
     "Run a network on the images of several tasks, each normalised by its own task where batch norm takes statistics from the batch"
+    if len(x) % n_tasks: raise ValueError(f"{len(x)} images cannot be {n_tasks} tasks of equally many. Give the images of whole tasks.")
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     run = net if params is None else lambda x: functional_call(net, params, (x,))
     if n_tasks == 1 or not norms: return run(x)

@@ -347,13 +347,15 @@ def cactus_bench(
     json:store_true=False, # Print JSON instead of a table?
     growth:store_true=False, # Measure how time and memory grow instead (some minutes, 0.5 GB of disk)
     out:str=None,          # Write the JSON to this file too
-    rounds:int=9,          # Times that each side of a row is called, at most; long rows have one to three
+    rounds:int=None,       # Times that each side of a row is called, at most; 9 if not given, long rows have one to three
 ):
     "Speed and memory beside what people would use instead: seconds (median), the peer's, their ratio, and the least that the machine needs"
     check_device(device)
     all = works | (on_gpu if torch.device(device).type != 'cpu' else {})
     names = [*all] if rows is None else rows.split(',')
     if bad := [o for o in names if o not in all]: raise ValueError(f"rows: {bad[0]!r} is {'for a GPU: give its --device' if bad[0] in on_gpu else 'not known'}; choose of {', '.join(all)}.")
+    if growth and (rows, rounds) != (None, None): raise ValueError("--growth has rows of its own: leave --rows and --rounds out.")
+    rounds = 9 if rounds is None else rounds
     if rounds < 1: raise ValueError(f"rounds={rounds}: give at least 1.")
     if growth and torch.device(device).type != 'cpu': raise ValueError(f"--growth is measured on the processor: leave --device {device} out.")
     say, start, env = partial(print, file=sys.stderr), time.perf_counter(), environment(device)

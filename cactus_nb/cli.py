@@ -48,7 +48,7 @@ def demo(
     print('\n1. Embedding')
     enc, z = embed_stage(run, images)
     print('\n2. Partitions')
-    parts = partition_stage(run, z); print(parts)
+    parts = partition_stage(run, z, embedding=enc.name); print(parts)
     print('\n3. CACTUs: meta-training on pseudo-tasks')
     for cfg,(name,_) in zip(cfgs, _folders(cfgs)): print(f"\n{cfg['method']}"); train_stage(run, images, parts, valid, name, **cfg)
     if rounds: print('\nprotonets, in rounds that cluster what was learnt, with transforms'); _demo_best(run, images, valid)
@@ -135,13 +135,14 @@ def _save_figure(run, images, parts, z, learn, test, rows):
 
 # %% ../nbs/60_cli.ipynb #c049
 def _report(res, *paths):
-    "The table and where things are"
+    "The table, if anything was scored, and where things are"
+    where = f"{res['seconds']:.0f} s on {res['device']}. " + ', '.join(map(str, paths))
+    if not res['rows']: return print(f"\nNothing was scored: there are no labels.\n\n{where}")
     table = result_table(res['rows']).to_string()
     n = max(o['n_tasks'] for o in res['rows'])
     fewer = ''.join({f"; {o['method']}: the first {o['n_tasks']:,} of them" for o in res['rows'] if o['n_tasks'] < n})
     what = 'held-out pseudo-tasks, made of clusters and not of classes' if res['split'] == 'pseudo' else f"classes of the {res['split']} split"
-    print(f"\nAccuracy in percent on {what}, {n:,} tasks each{fewer}, ± 95 % interval\n\n{table}\n")
-    print(f"{res['seconds']:.0f} s on {res['device']}. " + ', '.join(map(str, paths)))
+    print(f"\nAccuracy in percent on {what}, {n:,} tasks each{fewer}, ± 95 % interval\n\n{table}\n\n{where}")
 
 # %% ../nbs/60_cli.ipynb #c050
 @console_command
@@ -160,7 +161,7 @@ def cactus_demo(
 ):
     "From unlabelled images to a few-shot accuracy with an interval and a picture"
     _one_of(method=(method, (*methods, 'both'))); check_device(device)
-    if data == 'folder' or Path(data).is_dir(): raise ValueError(f"--data {data}: the demo needs labels to show what they would have given. Train on a folder with cactus_train --data {data}.")
+    if data == 'folder' or data not in datasets and Path(data).is_dir(): raise ValueError(f"--data {data}: the demo needs labels to show what they would have given. Train on a folder with cactus_train --data {data}.")
     if data == 'celeba': raise ValueError("--data celeba: the demo's picture shows tasks of classes, and CelebA has attributes. Train with cactus_train --data celeba.")
     out = Path(out or '-'.join(['cactus_runs/demo', data, *([method] if method != 'protonets' else []), *([re.sub(r'\W+', '-', transform).strip('-')] if transform else [])]))
     cfgs = [preset(data, m, seed=seed, root=root, epochs=epochs, n_tasks=n_tasks, transform=transform) for m in (methods if method == 'both' else [method])]
@@ -246,7 +247,7 @@ def _settings(args):
     args = {k: v or None if isinstance(v, bool) else v for k,v in args.items() if k not in ('out', 'n_test', 'report', 'device')}
     place = _place(*(args.pop(k) for k in ('data', 'root', 'size', 'channels', 'skip_broken')))
     if path := args.get('partitions'):
-        if more := [k for k in ('embedding', 'partition', 'n_clusters', 'n_partitions', 'margin') if args.get(k) is not None]:
+        if more := [k for k in ('encoder', 'encoder_epochs', 'encoder_preset', 'acai_weight', 'embedding', 'partition', 'n_clusters', 'n_partitions', 'margin') if args.get(k) is not None]:
             raise ValueError(f"--partitions {path} is cut already: leave --{more[0]} out, or --partitions.")
         args |= dict(partitions=str(Path(path).resolve()), n_partitions=len(Partitions.load(path)))
     if args.get('split'): args['split'] = _numbers(args['split'], 'split')
@@ -481,12 +482,13 @@ def _plda_alone(run, enc, root):
 
 # %% ../nbs/60_cli.ipynb #e378fc87
 def _check_rounds(run, data):
+    run_info(run) # an error where there is no run
     if not (Path(run)/'rounds'/'rounds.json').exists(): raise ValueError(f"{run} was not trained in rounds: leave --rounds out.")
     if data and data not in datasets: raise ValueError(f"--rounds looks at the clusters of the run's own images with their labels: leave --data {data} out, or --rounds.")
 
-def _write_rounds(run, learn, images, n_ways, k_shots, n_test, seed, info, split):
+def _write_rounds(run, learn, images, n_ways, k_shots, n_query, n_test, seed, info, split):
     "What each round was trained on, and what came of it"
-    rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed, bn=info.get('bn'))
+    rows = rounds_report(Path(run)/'rounds', learn, load_splits(info)[0], images, n_ways, k_shots, n_test, seed, n_query, bn=info.get('bn'))
     write_json(Path(run)/('rounds.json' if split == 'test' else f'rounds-{split}.json'), read_json(Path(run)/'env.json') | dict(data=info['data'], method=info['method'], adapt=info.get('maml', {}).get('adapt'), n_filters=info['backbone'].get('n_filters'), bn=info.get('bn'), split=split, seed=seed, steps=info.get('steps'), precision=info.get('precision', 'float32'), transform=info['transform'], minutes=round(sum(read_json(Path(run)/'stages.json').values())/60, 1), rounds=rows))
     print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
 
@@ -508,7 +510,7 @@ def cactus_eval(
     transform:str=None,  # What changes the copies, such as affine, or affine,blur; affine if not given
     data:str=None,       # A folder of other images, with a sub-folder per class; or the data set that the run was trained on, since another one is an error
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA
-    seed:int=None,       # Seed of the tasks; that of the run if not given
+    seed:int=None,       # Seed of the tasks; that of the run if not given, or 0 where it has none
     device:str=None,     # Where to compute: cpu, cuda, cuda:1 …; cpu if not given
     rounds:store_true=False, # Of a run of the preset best: score the learner after each round too, and look at what it was trained on, in rounds.json or rounds-valid.json
 ):
@@ -519,11 +521,12 @@ def cactus_eval(
     if every < 1: raise ValueError(f"every={every}: give at least 1.")
     if n_test < 2: raise ValueError(f"n_test={n_test}: an interval needs at least 2 tasks.")
     if rounds and (n_views or plda): raise ValueError(f"--rounds scores the learner after each round as it is: leave --{'n_views' if n_views else 'plda'} out, or --rounds.")
+    if data and data not in datasets and split == 'valid': raise ValueError(f"--data {data} is scored as a whole, and has no split: leave --split out.")
     if rounds: _check_rounds(run, data)
     if transform and not n_views: raise ValueError(f"--transform {transform} changes the copies of --n_views: give their number, or leave it out.")
     if shrink is not None and not plda: raise ValueError(f"--shrink {shrink:g} is a setting of --plda: give both, or leave it out.")
     images, info = _images_of(run, data, root, split)
-    seed = info['seed'] if seed is None else seed
+    seed = info.get('seed', 0) if seed is None else seed
     learn, n_ways = _as_asked(run, info, images, n_way, test_steps, fresh_head, device)
     asked = _at_test(run, learn, root, n_views, transform or 'affine', plda, plda_shares['trained'] if shrink is None else shrink)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
@@ -538,5 +541,5 @@ def cactus_eval(
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)
     for o in rows[len(grid):]: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['gain']['mean']:+.2f} ± {o['gain']['ci95']:.2f} points by {' and '.join([*([f'{n_views} views'] if 'n_views' in o else []), *(['PLDA'] if 'plda' in o else [])])}, task by task")
     for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")
-    if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_test, seed, info | dict(root=root or info.get('root')), split)
+    if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_query, n_test, seed, info | dict(root=root or info.get('root')), split)
     _report(res, Path(run)/'result.json')

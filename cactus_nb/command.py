@@ -34,6 +34,9 @@ def console_command(
             except (ValueError, OSError, MemoryError) as e:
                 msg = str(e).split('\n\t')[-1].replace("on_error='skip'", '--skip_broken').replace("head='fresh'", '--fresh_head').replace(', or leave out labels=True', '') # fastai puts the event's name before a tab
                 _stop(' '.join(msg.split()) or 'there is too little memory.', 1)
+            except RuntimeError as e: # torch has no MemoryError
+                if 'memory' not in str(e): raise
+                _stop(f"there is too little memory: {str(e).splitlines()[0]}", 1)
     def _stop(msg, code): print(f'{func.__name__}: {msg}', file=sys.stderr); raise SystemExit(code)
     return main
 

@@ -88,8 +88,20 @@ def preset(
     for k,(other,fit) in of.items():
         chosen = kwargs.get(other, cfg[other])
         if k in kwargs and chosen not in fit and (other != 'encoder' or chosen in encoders): raise ValueError(f"{k} is a setting of --{other} {' or '.join(fit)}, not of {chosen}: leave --{k} out.")
+    _check_used(method, kwargs, cfg)
     if alien := sorted(({*methods['maml']} - {*cfg}) & {*kwargs}): raise ValueError(f"{alien[0]} is a setting of MAML, not of {name}: leave --{alien[0]} out, or choose --method maml.")
     return _checked(cfg | kwargs)
+
+# %% ../nbs/35_stages.ipynb #0004c416
+_of_encoder = 'encoder', 'encoder_epochs', 'encoder_preset', 'acai_weight', 'bigan_latents'
+_of_clusters = *_of_encoder, 'embedding', 'partition', 'partitions', 'n_clusters', 'n_partitions', 'margin', 'n_init', 'accept'
+_optional = {*_of_clusters, 'schedule', 'precision', 'clip', 'root', 'size', 'channels', 'on_error', 'protocol'} | {*methods['maml']} # beside those that a preset has
+
+def _check_used(method, kwargs, cfg):
+    "Raise `ValueError` for settings that are unknown, or that nothing would look at"
+    if alien := [k for k in kwargs if k not in cfg and k not in _optional]: raise ValueError(f"{alien[0]} is no setting. A run has {', '.join(sorted({*cfg} | _optional))}.")
+    if method.startswith('oracle-') and (alien := [k for k in _of_clusters if k in kwargs]): raise ValueError(f"{alien[0]} is a setting of clusters, and {method} is trained on true classes: leave --{alien[0]} out, or choose --method {method[7:]}.")
+    if kwargs.get('embedding') and (alien := [k for k in _of_encoder if k in kwargs]): raise ValueError(f"{alien[0]} is a setting of an encoder, and the embedding is given: leave --{alien[0]} out, or --embedding.")
 
 # %% ../nbs/35_stages.ipynb #dc16f3f9
 _of_rounds = 'n_rounds', 'core', 'turns'
@@ -135,7 +147,7 @@ def _checked(cfg):
     for k in ('transform', 'query_transform'): as_transform(cfg[k]) # an unknown name is an error here
     _one_of(schedule=(cfg.get('schedule'), ('one-cycle', 'constant')), bn=(cfg['bn'], ('running', 'batch')), adapt=(cfg.get('adapt'), ('weights', 'all', 'head')),
             encoder_preset=(cfg.get('encoder_preset'), ('quick', 'full')), precision=(cfg.get('precision'), ('float32', 'tf32', 'bfloat16', 'auto')))
-    if cfg.get('precision') == 'bfloat16' and cfg['method'].endswith('maml'): raise ValueError("precision='bfloat16' is for ProtoNets: MAML's second derivatives lose too many digits. Leave --precision out.")
+    if (p := cfg.get('precision')) in ('bfloat16', 'auto') and cfg['method'].endswith('maml'): raise ValueError(f"precision={p!r} is for ProtoNets: MAML's second derivatives lose too many digits. Leave --precision out.")
     return cfg
 
 def _one_of(**kwargs):

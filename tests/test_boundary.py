@@ -318,6 +318,10 @@ refuse('Tasks', 'neighbours: more than there are images',            lambda tmp:
 refuse('Tasks', 'mixed sources: weights that do not add up',         lambda tmp: MixedSampler([instances(), TaskSampler(parts, 4, 1, 1)], [0.5, 0.7]))
 refuse('Tasks', 'mixed sources: a weight below 0',                   lambda tmp: MixedSampler([instances(), TaskSampler(parts, 4, 1, 1)], [1.5, -0.5]))
 refuse('Tasks', 'mixed sources: tasks of two forms',                 lambda tmp: MixedSampler([instances(), TaskSampler(parts, 5, 1, 1)], [0.5, 0.5]))
+refuse('Tasks', 'mixed sources: a weight that is no number',         lambda tmp: MixedSampler([instances(), TaskSampler(parts, 4, 1, 1)], [np.nan, 1.]))
+refuse('Tasks', 'single images: a mask in the place of rows',        lambda tmp: InstanceSampler(np.arange(120) < 60, 4))
+refuse('Tasks', 'single images: rows that stand twice',              lambda tmp: InstanceSampler([0, 1, 2, 3, 3], 4))
+refuse('Tasks', 'single images: rows past the end',                  lambda tmp: InstanceSampler([0, 1, 2, 120], 4, n_images=120))
 refuse('Tasks', 'mixed sources: none',                               lambda tmp: MixedSampler([], []))
 refuse('Tasks', 'copies to validate on: no transform',               lambda tmp: instance_set(photos, 'none'))
 
@@ -374,6 +378,7 @@ refuse('Embeddings', 'a file that is not there',       lambda tmp: OwnEmbedding(
 refuse('Embeddings', 'a file of Python objects',       lambda tmp: (np.save(tmp/'z.npy', np.array([{}]), allow_pickle=True), OwnEmbedding(tmp/'z.npy', photos)))
 refuse('Embeddings', 'images without a row',           lambda tmp: OwnEmbedding(z, photos).embed(ImageSet(X, ids=[f'new {i}' for i in range(120)])))
 refuse('Embeddings', 'other images, numbered from 0 too', lambda tmp: OwnEmbedding(z, photos).embed(ImageSet(255 - X)))
+refuse('Embeddings', 'images of another size, numbered from 0 too', lambda tmp: OwnEmbedding(z, photos).embed(ImageSet(X[:,:,:20,:20])))
 refuse('Embeddings', 'images of which some stand twice', lambda tmp: OwnEmbedding(z[:3], photos[[0,0,1]]))
 refuse('Embeddings', 'an array in place of an ImageSet', lambda tmp: PCA(4).fit(X))
 refuse('Embeddings', 'no images',                      lambda tmp: PCA(4).fit(photos).embed(photos[:0]))
@@ -434,6 +439,7 @@ refuse('Embeddings', 'nothing learnt to be shipped',    lambda tmp: save_pretrai
 refuse('Embeddings', 'InfoGAN on sides that cannot be halved twice', lambda tmp: InfoGAN(n_epochs=1, quiet=True).fit(ImageSet(np.zeros((40,1,30,30), np.uint8) + np.arange(40, dtype=np.uint8)[:,None,None,None])))
 refuse('Embeddings', 'DeepCluster with more clusters than images', lambda tmp: DeepCluster(n_clusters=121, n_epochs=1, quiet=True).fit(photos))
 refuse('Embeddings', 'DeepCluster with an unknown network', lambda tmp: DeepCluster(backbone='vgg'))
+refuse('Embeddings', 'three views for SimCLR',          lambda tmp: Instance(loss='simclr', n_views=3))
 refuse('Embeddings', 'views that are all one',          lambda tmp: Instance(transform='none'))
 
 
@@ -640,6 +646,10 @@ command('turns without the preset best', train, '--turns', 4, '--out', out)
 command('no round of clusters', train, '--preset', 'best', '--n_rounds', 0, '--out', out)
 command('the preset best where there is none', train, '--preset', 'best', '--method', 'maml', '--out', out)
 command('bfloat16 for MAML', train, '--method', 'maml', '--precision', 'bfloat16', '--out', out)
+command('a precision that MAML might not have', train, '--method', 'maml', '--precision', 'auto', '--out', out)
+command('clusters for an oracle', train, '--method', 'oracle-protonets', '--n_clusters', 77, '--out', out)
+command('an encoder beside an embedding', train, '--embedding', 'z.npy', '--encoder', 'acai', '--out', out)
+command('an encoder beside partitions', train, '--partitions', lambda tmp: (parts.save(tmp/'p.npz'), tmp/'p.npz')[1], '--encoder', 'acai', '--out', out)
 command('a precision that is not known', train, '--precision', 'float16', '--out', out)
 command('a preset that is not known', train, '--preset', 'great', '--out', out)
 command('CelebA in the demo', demo, '--data', 'celeba')
@@ -649,12 +659,12 @@ for given, args in {'an unknown option': '--foo', 'text in place of a number': '
                     'a split in two': '--split 100,30', 'a split in words': '--split many', 'more classes than there are': '--split 9000,1,1', 'more clusters than images': '--n_clusters 99999', 'too large tasks for the classes': '--n_query 20',
                     'an unknown encoder': '--encoder magic', 'an unknown partition': '--partition stars', 'an unknown transform': '--transform afine', 'an unknown schedule': '--schedule warm', 'a setting of MAML for ProtoNets': '--inner_steps 3',
                     'a margin for k-means': '--margin 1', 'a negative margin': '--partition hyperplanes --margin -1', 'a setting of folders for glyphs': '--size 28', 'a place for glyphs, which are drawn': '--root .', 'a folder without its path': '--data folder',
-                    'a folder that is not there': '--data nowhere --size 28', 'an embedding that is not there': '--embedding none.npy --encoder pca --split 20,20,20 --n_way 5 --n_clusters 30', 'partitions that are not there': '--partitions none.npz',
+                    'a folder that is not there': '--data nowhere --size 28', 'an embedding that is not there': '--embedding none.npy --split 20,20,20 --n_way 5 --n_clusters 30', 'partitions that are not there': '--partitions none.npz',
                     'partitions, and clusters to cut': '--partitions none.npz --n_clusters 9'}.items(): command(given, train, *args.split(), '--out', out)
 own = '--size', 8, '--channels', 1, '--encoder', 'pca'
 command('a folder with a broken image', train, '--data', lambda tmp: broken(tmp, b'x'), *own, '--out', out)
 command('a folder of three images', train, '--data', lambda tmp: some(tmp), *own, '--out', out)
-command('an oracle without labels', train, '--data', lambda tmp: flat(), *own, '--method', 'oracle-protonets', '--out', out)
+command('an oracle without labels', train, '--data', lambda tmp: flat(), *own[:4], '--method', 'oracle-protonets', '--out', out)
 command('classes of a folder without sub-folders', train, '--data', lambda tmp: flat(), *own, '--split', '2,2,2', '--out', out)
 command('images too small for the network', train, '--data', lambda tmp: flat(), *own, *'--n_partitions 1 --n_clusters 5 --n_way 2 --n_query 2'.split(), '--out', out)
 command('an embedding with too few rows', train, '--embedding', lambda tmp: (np.save(tmp/'z.npy', z), tmp/'z.npy')[1], *'--split 20,20,20 --n_way 5 --n_clusters 30'.split(), '--out', out)
@@ -673,9 +683,13 @@ def no_memory(tmp):
     def fail(*args): raise MemoryError
     with changed(cli, 'load_splits', fail): call(cli.cactus_train, '--out', tmp/'run')
 refuse('Commands', 'cactus_train: more than fits into memory', no_memory, SystemExit)
+def no_memory_of_torch(tmp):
+    with changed(cli, 'load_splits', lambda *args: torch.empty(2**58)): call(cli.cactus_train, '--out', tmp/'run')
+refuse('Commands', 'cactus_train: more than torch can have', no_memory_of_torch, SystemExit)
 
 for given, args in {'an unknown encoder': '--encoder magic', 'no epochs': '--encoder_epochs 0', 'epochs for PCA': '--encoder pca --encoder_epochs 3', 'an unknown preset of an encoder': '--encoder acai --encoder_preset huge', 'a preset for an encoder that has none': '--encoder autoencoder --encoder_preset quick', 'one task': '--n_test 1', 'a split in two': '--split 9,9'}.items(): command(given, embed, *args.split(), '--out', out)
 refuse('Commands', 'cactus_bench: an unknown row', lambda tmp: call(bench.cactus_bench, '--rows', 'speed'), SystemExit)
+refuse('Commands', 'cactus_bench: rows of growth', lambda tmp: call(bench.cactus_bench, '--growth', '--rows', 'demo'), SystemExit)
 refuse('Commands', 'cactus_bench: an unknown device', lambda tmp: call(bench.cactus_bench, '--device', 'mars'), SystemExit)
 command('no run', cut)
 command('a run that is not there', cut, '--run', 'nowhere')
@@ -699,6 +713,8 @@ command('a PLDA in each round', evals, '--run', protos, '--rounds', '--plda')
 command('more classes than outputs', evals, '--run', mamls, '--n_way', 20)
 command('a folder without sub-folders', evals, '--run', protos, '--data', lambda tmp: flat())
 command('a run on a folder without labels', evals, '--run', lambda tmp: run_of('protonets', data='folder', split=None))
+command('a split of a folder', evals, '--run', protos, '--data', lambda tmp: flat(), '--split', 'valid')
+command('rounds of a run that is not there', evals, '--run', 'nowhere', '--rounds')
 command('images that are not those of the run', evals, '--run', lambda tmp: run_of('protonets', fingerprint='0'*16, steps=1))
 
 

@@ -156,9 +156,18 @@ def test_folder_step_by_step(tmp_path):
         assert code == 0, (command, err)
         if command in ('cactus_train', 'cactus_eval'): assert json.loads((tmp_path/'run'/'result.json').read_text())['rows'][0]['embedding'] == 'pca'
         if command == 'cactus_eval': assert [o['n_way'] for o in json.loads((tmp_path/'run'/'result.json').read_text())['rows'] if o['method'] == 'cactus-protonets'] == [3]
+    code, out, err = finish('cactus_embed', *images[:6], '--encoder', 'pca', '--out', tmp_path/'unlabelled') # no class was asked for, so there is nothing to score
+    assert code == 0 and 'Nothing was scored' in out and (tmp_path/'unlabelled'/'embedding.npy').exists(), err
     code, out, err = finish('cactus_train', *images[:6], *task, *'--encoder pca --n_clusters 8 --n_partitions 2 --epochs 1 --n_tasks 5 --n_valid 5 --n_test 10'.split(), '--out', tmp_path/'few') # scored by clusters of three images
     assert code == 0, err
     assert json.loads((tmp_path/'few'/'result.json').read_text())['rows'][0]['n_query'] == 2
+
+
+def test_a_folder_named_as_the_data(tmp_path, monkeypatch, capsys):
+    "A folder of results that is called glyphs is not taken for the images."
+    monkeypatch.chdir(tmp_path); (tmp_path/'glyphs').mkdir()
+    with pytest.raises(SystemExit): cli.cactus_demo(['--n_test', '1'])
+    assert 'an interval needs at least 2 tasks' in capsys.readouterr().err
 
 
 def test_plda_of_a_folder(tmp_path):

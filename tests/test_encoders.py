@@ -42,6 +42,14 @@ def test_saved_and_loaded(enc, tmp_path):
     assert (again.embed(images) == enc.embed(images)).all() and again.config == enc.config
     assert (again.name, again.variant) == (enc.name, enc.variant)
 
+def test_trained_by_its_learner():
+    "An encoder whose learner is trained by itself has learnt; one whose learner was made anew has not, until then."
+    enc, large = Autoencoder(n_latent=4, n_epochs=1, quiet=True), ImageSet(rng.integers(0, 256, (60,1,16,16), dtype=np.uint8))
+    learn = enc.fit(large).learner(large)
+    with pytest.raises(ValueError, match='has not learnt yet'): enc.embed(large)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert enc.embed(large).shape == (60, 4)
+
 def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(ValueError, match='Witness does not define state'): Witness().fit(images).save(tmp_path/'e')
     with pytest.raises(ValueError, match='Normalised does not define state'): Normalised(Witness()).fit(images).save(tmp_path/'e')

@@ -335,7 +335,7 @@ def load(cls:ImageSet,
     "Read what `save` wrote; a damaged or foreign file is refused."
     try:
         with np.load(path, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
-        kind = str(d.pop('kind', cls.__name__))
+        kind = str(d.pop('kind', 'ImageSet'))
         res = cls._of(d) if kind == cls.__name__ else ImageSet._of(d)
         res.ids = np.char.decode(d['ids'], 'utf8', 'surrogateescape')
     except (FileNotFoundError, PermissionError): raise

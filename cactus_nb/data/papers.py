@@ -226,6 +226,7 @@ _attributes_of = dict(train=slice(0, 20), valid=slice(20, 30), test=slice(30, 40
 
 @patch
 def _part(self:AttributeSet, rows, part):
+    if self.attributes is not None and len(self.names) != 40: raise ValueError(f"The published parts are of CelebA's 40 attributes; these images have {len(self.names)}. Choose rows and attributes yourself.")
     res,cols = self[_span(rows)],_attributes_of[part]
     if res.attributes is not None: res.attributes,res.names = res.attributes[:,cols],res.names[cols]
     return res

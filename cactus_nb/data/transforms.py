@@ -54,12 +54,16 @@ class NamedTransform(ImageTransform):
     def __post_init__(self):
         for f in fields(self):
             v = getattr(self, f.name)
-            if isinstance(v, list): v = tuple(v); setattr(self, f.name, v) # JSON has no tuples
+            if isinstance(v, list): v = tuple(v) # JSON has no tuples
+            v = tuple(map(_plain, v)) if isinstance(v, tuple) else _plain(v)
+            setattr(self, f.name, v)
             ok, need = _fits(v, f.default, *self.limits.get(f.name, (0, 100)))
             if not ok: raise ValueError(f"{f.name}={v!r} of transform {type(self).__name__.lower()!r}: give {need}.")
 
 # %% ../../nbs/02_data.transforms.ipynb #c016
 _paddings = 'zeros', 'border', 'reflection'
+
+def _plain(v): return v.item() if isinstance(v, np.generic) else v # NumPy's numbers would not be read back from a name
 
 def _fits(v, default, lo, hi):
     "Can `v` stand in the place of `default`, and what could"

@@ -42,6 +42,7 @@ def _check_rows(z, n, to_cluster):
     bad = np.concatenate([np.zeros(0, bool), *(~np.isfinite(np.float32(b)).all(1) for b in _chunks(z))])
     if bad.any(): raise ValueError(f"The embedding has NaN or infinity in {bad.sum():,} of {len(z):,} rows, the first is row {bad.argmax()}. Mend or drop these rows.")
     if to_cluster and all((np.float32(b) == np.float32(z[0])).all() for b in _chunks(z)):
+        if any((b != z[0]).any() for b in _chunks(z)): raise ValueError(f"The {len(z):,} rows of the embedding, {z.dtype}, differ by less than float32 can hold beside what they have in common. Subtract their mean first.")
         raise ValueError(f"All {len(z):,} rows of the embedding are equal: the encoder has collapsed. Train it again, or with other settings.")
 
 # %% ../../nbs/10_encoders.core.ipynb #c007
@@ -229,7 +230,8 @@ def image_dls(
     "Batches of images for a stock `Learner` that learns without labels"
     check_images(images, 2); check_counts(bs=bs); check_counts(least=0, seed=seed)
     x, rows = torch.from_numpy(np.ascontiguousarray(images.x)).to(device or 'cpu'), torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    n = max(1, int(valid_pct*len(images)))
+    if not 0 <= valid_pct < 1: raise ValueError(f"valid_pct={valid_pct}: give a share from 0 to below 1.")
+    n = min(max(1, int(valid_pct*len(images))), len(images) - 1)
     ds = [ImageDataset(x, r, seed) for r in (rows[n:], rows[:n])]
     dls = DataLoaders(ImageLoader(ds[0], bs=bs, shuffle=True, drop_last=len(ds[0]) > bs), ImageLoader(ds[1], bs=bs))
     dls.to(device or 'cpu'); dls.n_inp = 1
@@ -313,7 +315,7 @@ def check_collapse(
     "Raise `ValueError` for an embedding that tells no images apart"
     spread, again = z.std(0, dtype=np.float64).max(), 'Train it again, with other settings or another seed.'
     if spread <= 1e-5*max(1e-12, float(np.abs(z).max())): raise ValueError(f"{name} has collapsed: it gives {len(z):,} images one and the same embedding. {again}")
-    if z.shape[1] > 1 and (d := effective_dimension(z)) < least: raise ValueError(f"{name} has collapsed: its embeddings of {len(z):,} images lie on a line, {d:.2f} effective dimensions of {z.shape[1]}. {again}")
+    if min(z.shape[1], len(z) - 1) > 1 and (d := effective_dimension(z)) < least: raise ValueError(f"{name} has collapsed: its embeddings of {len(z):,} images lie on a line, {d:.2f} effective dimensions of {z.shape[1]}. {again}")
 
 # %% ../../nbs/10_encoders.core.ipynb #0a6bf1ab
 def batch_rng(
@@ -324,19 +326,28 @@ def batch_rng(
     return np.random.default_rng([seed, cb.dls.train.dataset.passes if cb.training else 2**32 - 1, cb.iter])
 
 # %% ../../nbs/10_encoders.core.ipynb #00431479
+class _Learnt(Callback):
+    "Say to the encoder that its network has learnt, when a fit has come to its end"
+    run_valid = False
+    def __init__(self, enc): self.enc = enc
+    def after_fit(self):
+        if not hasattr(self, 'lr_finder') and not self.learn.lock.locked(): self.enc._fitted = True
+
 @patch
 def learner(self:NetEncoder,
     images:ImageSet, # Unlabelled images
 ) -> Learner:
-    "The stock `Learner` that `fit` trains"
+    "The stock `Learner` that `fit` trains; once trained, by whatever fit, the encoder embeds"
     self.config['shape'] = list(images.shape); self._build()
     dls = image_dls(images, bs=self.config['bs'], seed=self.config['seed'], device=self.device)
-    cbs = [StopIfDiverged(), TrimCallback(), *self.callbacks(), *L(self.cbs), *([ResumeCallback(self.checkpoint, self.config | dict(images=images.fingerprint))] if self.checkpoint else [])]
+    self._fitted = False # until the training ends
+    cbs = [StopIfDiverged(), TrimCallback(), _Learnt(self), *self.callbacks(), *L(self.cbs), *([ResumeCallback(self.checkpoint, self.config | dict(images=images.fingerprint))] if self.checkpoint else [])]
     return Learner(dls, self.net, loss_func=self.loss(), opt_func=type(self).opt_func, cbs=cbs)
 
 @patch
 def _fit(self:NetEncoder, images):
-    self._fitted, self.learn = False, self.learner(images) # an interrupt leaves it so
+    self.learn = self.learner(images) # an interrupt leaves it without having learnt
+    self.learn.remove_cb(_Learnt) # there is more to come
     with (self.learn.no_bar() if self.quiet else nullcontext()): self._train(self.learn)
     few = images[np.unique(np.linspace(0, len(images)-1, min(len(images), 1000), dtype=int))]
     check_collapse(self._embed(few), type(self).__name__)
@@ -514,7 +525,8 @@ def _look(x): return np.frombuffer(blake2b(np.ascontiguousarray(x), digest_size=
 @patch
 def _check_same(self:OwnEmbedding, images, rows, n=64):
     "Where ids are no more than numbers of rows, two sets have the same ones: compare the pixels of a few"
-    if self.shape != images.shape or not all(o.isdigit() for o in images.ids[:n]): return
+    if self.shape is None or not all(o.isdigit() for o in images.ids[:n]): return
+    if tuple(self.shape) != tuple(images.shape): raise ValueError(f"The rows are of images {tuple(self.shape)}, these are {tuple(images.shape)}, and both sets number their images from 0, so nothing says that they are the same. Give them ids.")
     other = [i for i in range(0, len(rows), -(-len(rows)//n)) if ((_look(self.images.x[rows[i]]) if self.looks is None else self.looks[rows[i]]) != _look(images.x[i])).any()]
     if other: raise ValueError(f"Image {str(images.ids[other[0]])!r} is another one than that of row {rows[other[0]]} of the embedding: both sets number their images from 0. Give them ids, or embed all images, then split.")
 

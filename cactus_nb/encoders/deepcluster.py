@@ -227,6 +227,7 @@ class DeepCluster(NetEncoder):
     def loss(self): return F.cross_entropy
     def callbacks(self): return [ReassignCallback(self.config['every'], self.config['seed'])]
     def state(self): return {k: v for k,v in NetEncoder.state(self).items() if k != 'clusters'}
+    def load_state(self, state): NetEncoder.load_state(self, state | dict(clusters=self.net.clusters)) # those are of the images it learnt from, and stay with them
 
 # %% ../../nbs/14_encoders.deepcluster.ipynb #a1eb3188
 @patch

@@ -80,7 +80,7 @@ class Instance(NetEncoder):
     def __init__(self,
         transform='affine',# What an image may suffer and stay the same: anything that `as_transform` takes
         loss:str='protoclr', # `protoclr` or `simclr`
-        n_views:int=3,     # Changed copies of each image; 2 for SimCLR
+        n_views:int|None=None, # Changed copies of each image; 3, or 2 for SimCLR, if None
         n_filters:int=64,  # Filters of each layer
         n_epochs:int=20,   # Passes over the images
         bs:int=60,         # Images a batch: the way of its task
@@ -89,11 +89,12 @@ class Instance(NetEncoder):
         shape=None,        # `(c, h, w)`; taken from the images by `fit`
         **kwargs           # `device`, `checkpoint`, `cbs`, `quiet`, see `NetEncoder`
     ):
+        if n_views is None: n_views = 2 if loss == 'simclr' else 3
         check_counts(n_filters=n_filters); check_counts(least=2, n_views=n_views, bs=bs)
         if loss not in losses: raise ValueError(f"loss={loss!r}: choose one of {', '.join(losses)}.")
         self.transform = as_transform(transform)
-        if not self.transform or not self.transform.n_random: raise ValueError(f"transform={transform!r} changes nothing at random, so all views of an image would be one. Give one that does, such as 'affine'.")
-        if loss == 'simclr': n_views = 2
+        if not self.transform or not self.transform.n_random: raise ValueError(f"transform={transform!r} changes nothing at random that a seed could repeat, so all views of an image would be one. Give one that does, such as 'affine'.")
+        if loss == 'simclr' and n_views != 2: raise ValueError(f"n_views={n_views}: SimCLR tells pairs apart. Give 2, or loss='protoclr'.")
         super().__init__(**kwargs, transform=self.transform.name, loss=loss, n_views=n_views, n_filters=n_filters, n_epochs=n_epochs, bs=bs, lr=lr, seed=seed, shape=shape)
 
     def network(self):

@@ -122,6 +122,9 @@ class _SmoothLoss(AvgSmoothLoss):
 class _Loss(AvgLoss):
     def accumulate(self, learn): n = len(learn.yb[0]); self.total, self.count = self.total + learn.loss.detach().mean()*n, self.count + n
 
+def _for(stock, stands_in): stands_in.stock = stock; return stands_in
+def _stock(o): return o.__dict__.get('stock', o)
+
 class _Metric(AvgMetric):
     def accumulate(self, learn): n = len(learn.yb[0]); self.total, self.count = self.total + self.func(learn.pred, *learn.yb).detach()*n, self.count + n
 
@@ -135,10 +138,10 @@ class StayOnDevice(Callback):
 
     def before_fit(self):
         rec = self.learn.recorder
-        self.was = rec.smooth_loss, rec.loss, self.learn.metrics
-        rec.smooth_loss, rec.loss = _SmoothLoss(rec.smooth_loss.beta), _Loss()
-        self.learn.metrics = L(_Metric(m.func) if type(m) is AvgMetric else m for m in self.learn.metrics)
-
+        self.was = *map(_stock, (rec.smooth_loss, rec.loss)), L(map(_stock, self.learn.metrics)) # an interrupt leaves the stand-ins there
+        loss, total, metrics = self.was
+        rec.smooth_loss, rec.loss = _for(loss, _SmoothLoss(loss.beta)), _for(total, _Loss())
+        self.learn.metrics = L(_for(m, _Metric(m.func)) if type(m) is AvgMetric else m for m in metrics)
         for bar in self._bars(): bar.after_batch = partial(self._move, bar)
 
     def _bars(self): return self.learn.cbs.filter(lambda o: isinstance(o, ProgressCallback))
@@ -265,6 +268,7 @@ def load_run(
 ) -> Learner:
     "A learner from a run folder, from safetensors and JSON only; raises `FileNotFoundError` or `ValueError` if there is none"
     state, info = _open_run(path)
+    if kwargs and info['method'] != 'maml': raise ValueError(f"{next(iter(kwargs))} is a setting of MAML, and {path} is a run of {info['method']}: leave it out.")
     if model is None: model = build_backbone(info['backbone'])
     if not isinstance(model, nn.Module): raise ValueError(f"model is {type(model).__name__}, not an nn.Module. Give the network itself.")
     try: model.load_state_dict(state)

@@ -106,9 +106,8 @@ def embed_images(
     device, was, bs = next(model.parameters()).device, model.training, bs or _at_once(x.shape, 512)
     model.eval()
     def one(b): b = b.to(device); return model(b.float()/255 if b.dtype == torch.uint8 else b).flatten(1).float()
-    z = torch.cat([one(b) for b in x.split(bs)])
-    model.train(was)
-    return z
+    try: return torch.cat([one(b) for b in x.split(bs)])
+    finally: model.train(was)
 
 # %% ../../nbs/30_meta.protonet.ipynb #c022
 @patch
@@ -117,6 +116,7 @@ def embed(self:ProtoNetCallback,
     bs:int|None=None, # Images at a time, as for `embed_images`
 ) -> torch.Tensor:  # `[n, d]` float32 on the model's device
     "Embed images with the learner's model in evaluation mode"
+    self._give_back() # an interrupt can leave the model with the `forward` of a meta-batch
     return embed_images(self.model, x, bs)
 
 # %% ../../nbs/30_meta.protonet.ipynb #c023
@@ -144,6 +144,7 @@ def task_logits(self:ProtoNetCallback,
     xq:torch.Tensor, # Query images `[B, n, c, h, w]`
 ) -> torch.Tensor:   # `[B, n, n_way]`
     "Class scores of queries from images; a model whose embedding depends on the images beside it is given those of the task, and no others"
+    self._give_back()
     if not self.of_task: zs, zq = [self.embed(x.flatten(0, 1)).view(*x.shape[:2], -1) for x in (xs, xq)]
     else: zs, zq = _embed_tasks(self.model, torch.cat([xs, xq], 1)).split([xs.shape[1], xq.shape[1]], 1)
     return self.logits(zs, ys.to(zs.device), zq)

@@ -13,6 +13,7 @@ import numpy as np, torch, torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from torch import nn
+from ..backbones import needs_task
 from ..data.core import ImageSet, check_counts
 from ..encoders.core import Encoder, OwnEmbedding, check_embedding, effective_dimension
 from ..kmeans import kmeans
@@ -219,6 +220,7 @@ def untrained(
     model:nn.Module, # Images to embeddings, such as `conv4(seed=0)`
 ) -> EmbeddingMethod:
     "The nearest class mean on the embedding of a network as it is, in evaluation mode"
+    if needs_task(model): raise ValueError("This network normalises an image by the images beside it, so that it embeds none by itself. Give one with running statistics (stats='running').")
     return nearest_prototype(partial(embed_images, model))
 
 # %% ../../nbs/41_score.baselines.ipynb #c022

@@ -159,6 +159,7 @@ def rounds_report(
     k_shots=(1,5),   # Shots to score at
     n_tasks:int=1000,# Tasks to score on
     seed:int=0,      # Of the tasks
+    n_query:int=5,   # Queries a class
     **kwargs         # Further fields of each score, as for `result_row`
 ) -> list:           # A dictionary for each round, with `purity`, `nmi`, `sizes` and `scores`; JSON values only
     "What each round was trained on, and what came of it"
@@ -168,7 +169,7 @@ def rounds_report(
             learn.model.load_state_dict(load_tensors(folder/f"round-{o['round']}.safetensors")[0])
             path = folder/f"partitions-{o['round']}.npz"
             parts = Partitions.load(path) if path.exists() else None
-            grid = evaluate_grid(learn, images, n_ways, k_shots, n_tasks=n_tasks, seed=seed)
+            grid = evaluate_grid(learn, images, n_ways, k_shots, n_query, n_tasks, seed)
             res.append(o | _about_partitions(parts, before, train.y) | dict(scores=[result_row(r, f"cactus-{few_shot_callback(learn).config['method']}", 'instance', per_task=pack_tasks(r), **kwargs) for r in grid.values()]))
             before = parts
     finally: learn.model.load_state_dict(was)

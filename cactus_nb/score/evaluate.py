@@ -19,10 +19,11 @@ from ..data.core import ImageSet, check_counts, check_images
 from ..encoders.core import Encoder
 from ..meta.learner import few_shot_callback
 from ..runs import environment, tf32, write_json
+from ..tasks import attributes # gives an AttributeSet its tasks
 from ..tasks.sample import gather_task, label_sampler
 
 # %% ../../nbs/40_score.evaluate.ipynb #c007
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class FewShotResult:
     "Accuracies of one method on fixed tasks, in percent"
     per_task: np.ndarray # Accuracy on each task `[n_tasks]`, percent
@@ -184,6 +185,7 @@ def pack_tasks(
     r:FewShotResult, # Accuracies on tasks
 ) -> str:
     "Right answers in each task as text: bytes, deflated, base64"
+    if isinstance(r, PairedDifference): raise ValueError("A difference has no right answers to be packed. Pack the two results that it is of.")
     n = r.n_way*r.n_query
     right = np.rint(r.per_task*n/100).astype('<u1' if n < 256 else '<u2')
     return base64.b64encode(zlib.compress(right.tobytes(), 9)).decode()
@@ -223,7 +225,7 @@ def row_name(
     return row['method'] + of + (f', averaged with {views:.0f} views' if views else '') + (', with PLDA' if gaussian else '')
 
 # %% ../../nbs/40_score.evaluate.ipynb #c044
-_told = 'variant', 'adapt', 'transform', 'view_transform', 'plda', 'bn', 'precision', 'n_partitions', 'steps', 'preset', 'seed'
+_told = 'variant', 'adapt', 'test_steps', 'fresh_head', 'n_query', 'n_tasks', 'transform', 'view_transform', 'plda', 'bn', 'precision', 'n_partitions', 'steps', 'preset', 'seed'
 
 def _line_names(rows):
     "The name of each row, with what tells it from others of the same name"

@@ -216,6 +216,7 @@ def row_settings(
     if row.protocol.get('partition', 'kmeans') != 'kmeans': kwargs['n_partitions'] = 2400 # tasks come from many, each of few zones
     if row.protocol.get('partition') == 'hyperplanes': del kwargs['n_clusters']
     if size['most_partitions']: kwargs['n_partitions'] = min(kwargs['n_partitions'], size['most_partitions']*(10 if kwargs['n_partitions'] == 2400 else 1))
+    if row.method.startswith('oracle-'): kwargs = {k: v for k,v in kwargs.items() if k not in ('partition', 'n_clusters', 'n_partitions', 'n_init', 'accept')} # it has no clusters
     if _trained(row): n, each = steps_of(row, preset, share); kwargs |= dict(epochs=n, n_tasks=each*train['bs'])
     if row.embedding in stages.encoders: kwargs['encoder'] = row.embedding
     if (row.data, row.embedding) == ('mnist', 'bigan'): kwargs['bigan_latents'] = 50 # the official files are named so; 200 elsewhere

@@ -116,10 +116,11 @@ def kmeans_partitions(
     device=None,         # Where to compute; `cpu` if None. Another device rounds otherwise, and gives other partitions of the same quality
 ) -> Partitions:
     "Cluster the embedding in `n_partitions` randomly scaled spaces (paper, Algorithm 1; official `task_generator.py`); raises `ValueError` for an unusable embedding or too few clusters"
-    z, n_init = check_embedding(z, as_float32=False), n_init or (10 if n_partitions == 1 else 1)
+    z, n_init = check_embedding(z, as_float32=False), (10 if n_partitions == 1 else 1) if n_init is None else n_init
     check_counts(n_clusters=n_clusters, n_way=n_way, n_init=n_init); check_counts(least=0, seed=seed, max_refits=max_refits)
     if not 2 <= n_clusters <= len(z): raise ValueError(f"n_clusters={n_clusters} over {len(z):,} images: give at least 2 and at most {len(z):,}.")
     check_counts(n_partitions=n_partitions, min_size=min_size)
+    if not 0 <= accept <= 1: raise ValueError(f"accept={accept}: give a share of the clusters from 0 to 1.")
     labels, notes, points = np.empty((n_partitions, len(z)), np.int32), [], Points(z, 256*n_clusters, device)
     runs = lambda pairs: _runs(points, n_clusters, pairs, seed, n_init, scaled)
     if len(z)//min_size <= accept*n_clusters: max_refits = 0 # so few images cannot fill the share of clusters that is asked for
@@ -259,7 +260,7 @@ def label_partition(
     if not y.size: raise ValueError("There are no images, so there are no classes to draw from. Give a labelled ImageSet.")
     if y.ndim != 1 or y.dtype.kind not in 'iu' or y.min(initial=0) < 0: raise ValueError(f"Labels are whole numbers [n] from 0 up; given {list(y.shape)} {y.dtype}.")
     check_counts(min_size=min_size)
-    return Partitions(_drop_small(y, min_size), [dict(partition=0, n_clusters=len(np.unique(y)))], 'labels')
+    return Partitions(_drop_small(y.astype(np.int64), min_size), [dict(partition=0, n_clusters=len(np.unique(y)))], 'labels')
 
 # %% ../../nbs/20_tasks.partition.ipynb #c035
 @patch

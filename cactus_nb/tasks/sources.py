@@ -25,7 +25,8 @@ class InstanceSampler(TaskSource):
         n_images:int|None=None, # Images in the set, where `images` are rows
     ):
         rows = np.arange(images) if np.ndim(images) == 0 else np.asarray(images)
-        super().__init__(n_images or len(rows), n_way, k_shot, n_query, seed)
+        super().__init__(len(rows) if n_images is None else n_images, n_way, k_shot, n_query, seed)
+        _check_these(rows, self.n_images if n_images is not None else None)
         if n_way > len(rows): raise ValueError(f"n_way={n_way} over {len(rows):,} images, each its own class: give more images, or lower n_way.")
         self.rows = torch.from_numpy(rows).long()
 
@@ -33,6 +34,12 @@ class InstanceSampler(TaskSource):
         bits = random_bits(self.seed, tasks.to(self.rows.device), self.n_way)
         drawn = draw_distinct(bits, torch.full((len(tasks),), len(self.rows), device=self.rows.device))
         return self.rows[drawn][...,None].expand(-1, -1, self.k_shot + self.n_query)
+
+def _check_these(rows, n_images):
+    "Are these different rows of a set of `n_images`?"
+    if rows.ndim != 1 or rows.dtype.kind not in 'iu': raise ValueError(f"images: give how many there are, or rows [m] as whole numbers; given {list(rows.shape)} {rows.dtype}." + (' np.flatnonzero(mask) gives the rows of a mask.' if rows.dtype == bool else ''))
+    if len(np.unique(rows)) < len(rows): raise ValueError(f"images: {len(rows):,} rows, of which {len(np.unique(rows)):,} are different. Give each once.")
+    if len(rows) and (rows.min() < 0 or n_images is not None and rows.max() >= n_images): raise ValueError(f"images: rows from {rows.min()} to {rows.max()} of a set of {n_images or 'unknown size'} images. Give rows of the set, and its size as n_images.")
 
 # %% ../../nbs/23_tasks.sources.ipynb #cf8e6fb4
 def instance_set(
@@ -43,7 +50,7 @@ def instance_set(
 ) -> ImageSet: # `n·n_copies` images whose labels are numbers of images
     "Changed copies of images, each image a class: what `evaluate` and `task_dls` take for validation where there are no labels"
     check_counts(n_copies=n_copies); t = as_transform(transform)
-    if not t or not t.n_random: raise ValueError(f"transform={transform!r} changes nothing at random, so the copies would be one. Give one that does, such as 'affine'.")
+    if not t or not t.n_random: raise ValueError(f"transform={transform!r} changes nothing at random that a seed could repeat, so the copies would be one. Give one that does, such as 'affine'.")
     x = torch.from_numpy(np.repeat(images.x, n_copies, 0))
     u = torch.from_numpy(np.random.default_rng(seed).random((len(x), t.n_random), np.float32))
     for a,b in zip(x.split(1024), u.split(1024)): a.copy_((255*t(a.float()/255, b)).round().clamp(0, 255)) # in place: only a part is ever float
@@ -92,7 +99,7 @@ class MixedSampler(TaskSource):
     ):
         forms = {(s.n_images, s.n_way, s.k_shot, s.n_query) for s in sources}
         if len(forms) != 1: raise ValueError(f"The sources draw tasks of {len(forms)} forms: (n_images, n_way, k_shot, n_query) are {', '.join(map(str, sorted(forms))) or 'none'}. Give at least one, all of one form.")
-        if len(weights) != len(sources) or min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+        if len(weights) != len(sources) or not all(w >= 0 for w in weights) or not abs(sum(weights) - 1) <= 1e-6:
             raise ValueError(f"weights={[*weights]} for {len(sources)} sources: give a share for each, 0 or more, that add up to 1.")
         super().__init__(*forms.pop(), seed)
         self.sources, self.bounds, self.needs_transform = sources, torch.tensor(weights).double().cumsum(0), any(getattr(s, 'needs_transform', False) for s in sources)
