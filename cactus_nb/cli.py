@@ -23,7 +23,7 @@ from .runs import Run, check_device, is_run, read_json, write_json
 from .score.baselines import EmbeddingMethod, embedding_report, from_scratch, knn, linear, nearest_prototype, plda, untrained
 from .score.choose import rounds_report
 from .score.evaluate import along_steps, evaluate_grid, result_row, result_table, write_result
-from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_encoder, load_splits, methods, oracle_tasks, partition_stage, preset, presets, read_images, train_stage
+from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_encoder, load_splits, methods, of_clusters, oracle_tasks, partition_stage, preset, presets, read_images, train_stage
 from .tasks.partition import Partitions, label_partition
 from .tasks.sample import hold_out, label_sampler
 from .tasks.sources import InstanceSampler, instance_set
@@ -247,7 +247,7 @@ def _settings(args):
     args = {k: v or None if isinstance(v, bool) else v for k,v in args.items() if k not in ('out', 'n_test', 'report', 'device')}
     place = _place(*(args.pop(k) for k in ('data', 'root', 'size', 'channels', 'skip_broken')))
     if path := args.get('partitions'):
-        if more := [k for k in ('encoder', 'encoder_epochs', 'encoder_preset', 'acai_weight', 'embedding', 'partition', 'n_clusters', 'n_partitions', 'margin') if args.get(k) is not None]:
+        if more := [k for k in of_clusters if k != 'partitions' and args.get(k) is not None]:
             raise ValueError(f"--partitions {path} is cut already: leave --{more[0]} out, or --partitions.")
         args |= dict(partitions=str(Path(path).resolve()), n_partitions=len(Partitions.load(path)))
     if args.get('split'): args['split'] = _numbers(args['split'], 'split')

@@ -47,9 +47,10 @@ def test_form_of_result(whole):
 
 
 @pytest.mark.once
-def test_resumes(whole, tmp_path):
-    "Killed in the middle of training, or stopped by Ctrl-C, the same command goes on and ends at the same weights."
-    path, sig = tmp_path/'run', dict(protonets=signal.SIGKILL, maml=signal.SIGINT)[whole.name]
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGKILL], ids=['ctrl-c', 'kill'])
+def test_resumes(whole, tmp_path, sig):
+    "Stopped in the middle of training, the same command goes on and ends at the same weights."
+    path = tmp_path/'run'
     p = start('cactus_train', '--out', path, *ARGS[whole.name])
     for _ in range(1200):
         if (path/'checkpoint.safetensors').exists() and load_tensors(path/'checkpoint.safetensors')[1]['epochs'] >= 2: break

@@ -227,7 +227,7 @@ def _look(self:ReclusterCallback, done, rnd=None):
     try: parts = kmeans_partitions(z, rnd.n_clusters, rnd.n_partitions, self.seed, min_size=k+q, accept=0., max_refits=0, device=x.device)
     except ValueError: parts = None # hardly a cluster of k+q images: no fault of what was learnt
     agree, best = parts and agreement(parts), max((o['agreement'] or 0 for o in self.log), default=0)
-    if parts and agree < self.least*best: return self._go_back(f"Round {done} has lost what was learnt: its partitions agree to {agree:.3f}, those of the best round before to {best:.3f}.")
+    if parts and agree < self.least*best: return self._go_back(ValueError(f"Round {done} has lost what was learnt: its partitions agree to {agree:.3f}, those of the best round before to {best:.3f}."))
     self._note(done, parts, agree)
     if last: return
     if parts and rnd.core < 1: parts = cluster_cores(parts, z, rnd.core, k + q)
@@ -241,6 +241,7 @@ def _check_lost(z, name):
     if not np.isfinite(z).all(): raise ValueError(f"{name} has diverged: its embeddings are not finite.")
     check_collapse(z, name)
 
+# %% ../../nbs/33_meta.rounds.ipynb #499df4ca
 @patch
 def _note(self:ReclusterCallback, done, parts, agree):
     self.good = {k: v.clone() for k,v in self.learn.model.state_dict().items()}
@@ -260,7 +261,7 @@ def _made_of(self:ReclusterCallback, done):
 
 @patch
 def _go_back(self:ReclusterCallback, why):
-    if not self.log: raise why if isinstance(why, Exception) else ValueError(why)
+    if not self.log: raise why
     self.at = None
     last = self.log[-1]['round']
     good = self.good or load_tensors(self.folder/f'round-{last}.safetensors')[0]

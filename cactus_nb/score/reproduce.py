@@ -216,7 +216,7 @@ def row_settings(
     if row.protocol.get('partition', 'kmeans') != 'kmeans': kwargs['n_partitions'] = 2400 # tasks come from many, each of few zones
     if row.protocol.get('partition') == 'hyperplanes': del kwargs['n_clusters']
     if size['most_partitions']: kwargs['n_partitions'] = min(kwargs['n_partitions'], size['most_partitions']*(10 if kwargs['n_partitions'] == 2400 else 1))
-    if row.method.startswith('oracle-'): kwargs = {k: v for k,v in kwargs.items() if k not in ('partition', 'n_clusters', 'n_partitions', 'n_init', 'accept')} # it has no clusters
+    if row.method.startswith('oracle-'): kwargs = {k: v for k,v in kwargs.items() if k not in stages.of_clusters} # it has no clusters
     if _trained(row): n, each = steps_of(row, preset, share); kwargs |= dict(epochs=n, n_tasks=each*train['bs'])
     if row.embedding in stages.encoders: kwargs['encoder'] = row.embedding
     if (row.data, row.embedding) == ('mnist', 'bigan'): kwargs['bigan_latents'] = 50 # the official files are named so; 200 elsewhere
@@ -470,6 +470,10 @@ def _lines(row, res, state, why):
                    seed=res and res['seed'], minutes=res and res['minutes'], peak_mib=res and res.get('peak_mib'), device=res and res['device'], commit=res and res['commit'], before=res and ', '.join(c for c in res.get('commits', []) if c != res['commit']), encoder=res and _encoder_text(res['encoder']),
                    command=res['line'] if res else f'cactus_reproduce --row {row.name}')
 
+def _pending(row, refused, *where):
+    "Why a row has no result: a refused one, what it lacks here, what is known of it, or that nobody ran it"
+    return refused.get(row.name) or why_not(row, *where) or _notes.get(row.name) or 'not run'
+
 # %% ../../nbs/42_score.reproduce.ipynb #fb6fb532
 def comparison(
     table:str|None=None, # `omniglot`, `mini-imagenet`, `celeba`, `mnist` or `ablations`; all rows if None
@@ -485,7 +489,7 @@ def comparison(
         best = {}
         for res in found.get(name, []):
             if preset in (None, res['preset']): best.setdefault(res['seed'], res)
-        why = refused.get(name) or why_not(row) or _notes.get(name) or 'not run'
+        why = _pending(row, refused)
         lines += [o for res in best.values() for o in _lines(row, res, res['state'], '')] or [*_lines(row, None, 'pending', why)]
     df = pd.DataFrame(lines)
     return df.astype({k: float for k in ('ours', 'ci95', 'paper', 'paper_ci95', 'difference', 'share', 'minutes')} | dict(overlap=object))
@@ -587,8 +591,6 @@ def _chosen(row, table, all):
     return [row] if row is not None else [k for k,r in rows.items() if all or table in r.tables]
 
 # %% ../../nbs/42_score.reproduce.ipynb #5481ab86
-def _pending(row, refused, preset, device): return refused.get(row.name) or why_not(row, preset, device) or _notes.get(row.name) or 'not run yet: cactus_reproduce --row NAME'
-
 def _how(res):
     "What a result rests on, in a few words"
     share = f" {100*res['share']:.3g} %" if res['share'] is not None and res['share'] < 1 else ''
@@ -613,7 +615,7 @@ def _list(folder, preset, device, table):
             head = [name if name == data else f'{name}, {data}', 'state', *(f'{w}-way {k}-shot' for w,k in tasks[data]), 'ours, %, with (paper)']
             print('\n' + _in_columns([head, *(_listed(r, found.get(r.name, [None])[0]) for r in part)]))
             why = [_pending(r, refused, preset, device) for r in part if r.name not in found]
-            for w in dict.fromkeys(why): print(f"{why.count(w)} pending: {w}")
+            for w in dict.fromkeys(why): print(f"{why.count(w)} pending: {w}{' yet: cactus_reproduce --row NAME' if w == 'not run' else ''}")
             for r in part:
                 if r.name in found and r.name in refused: print(f"{r.name}, another result that is not shown: {refused[r.name]}")
     states = pd.Series([found[r.name][0]['state'] if r.name in found else 'pending' for those in shown.values() for r in those]).value_counts()
