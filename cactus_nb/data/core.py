@@ -305,7 +305,9 @@ def atomic_write(
         f = open(tmp, 'wb')
     try:
         with _clear_words(path, _full):
-            with f: yield f
+            with f:
+                yield f
+                if not f.closed: f.flush(); os.fsync(f.fileno()) # on disk before it takes the name
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
