@@ -19,6 +19,7 @@ from .data.folder import from_folder
 from .encoders.core import Encoder, OwnEmbedding
 from .meta.learner import few_shot_callback, how_trained, load_run, run_info, with_plda, with_views
 from .meta.plda import plda_shares
+from .meta.protonet import ProtoNetCallback
 from .runs import Run, check_device, is_run, read_json, write_json
 from .score.baselines import EmbeddingMethod, embedding_report, from_scratch, knn, linear, nearest_prototype, plda, untrained
 from .score.choose import rounds_report
@@ -189,6 +190,9 @@ def cactus_train(
     n_rounds:int=None,        # Preset best: rounds of clusters after the first round, which has none
     core:float=None,          # Preset best: share of the images, nearest to the centres of their clusters, that tasks are made of
     turns:int=None,           # Preset best: images are clustered as they are (1), also upside down (2), or in all four quarter turns (4)
+    earlier:float=None,       # Preset best: share of the tasks that comes from the clusters of the round before; 0 if not given
+    instances:float=None,     # Preset best: share of the tasks, in rounds of clusters too, in which every image is its own class; 0 if not given
+    fresh_weights:store_true=False, # Preset best: begin each round with new weights instead of those of the round before?
     encoder:str=None,         # autoencoder, acai, bigan, deepcluster, infogan, instance, pca, pixels, or zca (contrast-normalised and whitened pixels); autoencoder if not given
     encoder_preset:str=None,  # acai, bigan, deepcluster, infogan, instance: quick or full, see cactus_embed
     embedding:str=None,       # A .npy file [n, d] to use instead of an encoder: a row per image of the whole data set
@@ -456,17 +460,21 @@ def _at_test(run, learn, root, n_views, transform, plda, shrink):
     return found
 
 # %% ../nbs/60_cli.ipynb #f5891ead
-def _embedding_alone(run, grid, score, root, device):
-    "Rows of simple classifiers on the run's embedding alone; `behind` is the paired difference to the learner, points"
-    path = Path(run)/'encoder.safetensors'
-    if not path.exists(): return []
+def _embedding_alone(run, learn, grid, score, root, device):
+    "Rows of simple classifiers on the embedding that the run was given, or else on its own; `behind` is the paired difference to the learner, points"
+    path, cb = Path(run)/'encoder.safetensors', few_shot_callback(learn)
+    if not path.exists():
+        alone = isinstance(cb, ProtoNetCallback) and not cb.of_task # does it embed an image by itself?
+        return _rows_alone(dict(linear=linear(cb.embed)), 'learner', grid, score) if alone else []
     cfg = read_json(Path(run)/'config.json') if (Path(run)/'config.json').exists() else {}
     enc = load_encoder(path, dict(encoder=None) | cfg, device); of = enc.name
     if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
     simple = dict(knn=knn, prototypes=nearest_prototype, linear=linear) | _plda_alone(run, enc, root)
     if not isinstance(enc, OwnEmbedding): enc = OwnEmbedding(enc.embed(score.keywords['images']), score.keywords['images']) # embedded once
-    alone = [(name, r, grid[k] - r) for name,m in simple.items() for k,r in score(m(enc)).items()]
-    return [result_row(r, name, of, behind=_points(d)) for name,r,d in alone]
+    return _rows_alone({k: m(enc) for k,m in simple.items()}, of, grid, score)
+
+def _rows_alone(simple, of, grid, score):
+    return [result_row(r, name, of, behind=_points(grid[k] - r)) for name,m in simple.items() for k,r in score(m).items()]
 
 def _points(d): return dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3)) # of a paired difference
 
@@ -537,9 +545,9 @@ def cactus_eval(
     row = partial(result_row, **dict(zip(('method', 'embedding'), _names(info, cfg))), bn=info.get('bn'), **how_trained(run), **changed)
     rows = [row(r) for r in grid.values()]
     rows += [row(r, **more, gain=_points(r - grid[k])) for other,more in asked for k,r in score(other).items()]
-    beside = _embedding_alone(run, grid, score, root, device)
+    beside = _embedding_alone(run, learn, grid, score, root, device)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)
     for o in rows[len(grid):]: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['gain']['mean']:+.2f} ± {o['gain']['ci95']:.2f} points by {' and '.join([*([f'{n_views} views'] if 'n_views' in o else []), *(['PLDA'] if 'plda' in o else [])])}, task by task")
-    for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on the embedding alone, task by task")
+    for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on {'its own embedding' if o['embedding'] == 'learner' else 'the embedding alone'}, task by task")
     if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_query, n_test, seed, info | dict(root=root or info.get('root')), split)
     _report(res, Path(run)/'result.json')

@@ -104,7 +104,7 @@ def _check_used(method, kwargs, cfg):
     if kwargs.get('embedding') and (alien := [k for k in of_encoder if k in kwargs]): raise ValueError(f"{alien[0]} is a setting of an encoder, and the embedding is given: leave --{alien[0]} out, or --embedding.")
 
 # %% ../nbs/35_stages.ipynb #dc16f3f9
-_of_rounds = 'n_rounds', 'core', 'turns'
+_of_rounds = 'n_rounds', 'core', 'turns', 'earlier', 'instances', 'fresh_weights'
 
 def _best(data, method, kwargs):
     "What `best` changes in the settings of a data set"
@@ -113,11 +113,15 @@ def _best(data, method, kwargs):
         raise ValueError(f"--preset best makes its own clusters in rounds of its own: leave --{alien[0]} out, or the preset.")
     given = {k: kwargs.pop(k) for k in _of_rounds if k in kwargs}
     n = given.pop('n_rounds', len(best[data][method]['rounds']) - 1)
+    if 'fresh_weights' in given: given['fresh'] = given.pop('fresh_weights')
     check_counts(n_rounds=n); Round(1, **given) # an error here, not in the second round
     first, *others = best[data][method]['rounds']
     if 'n_query' in kwargs: others = [o | dict(n_query=kwargs['n_query']) for o in others] # one's own goes for all rounds, the transform too
     if {'transform', 'query_transform'} & {*kwargs}: others = [{k: v for k,v in o.items() if k != 'transform'} for o in others]
-    return _instances | best[data][method] | dict(rounds=[first, *(o | given for o in (others if n == len(others) else others[:1]*n))])
+    if n == 1 and given.get('earlier'): raise ValueError(f"earlier={given['earlier']} with one round of clusters: there are none before it. Give more rounds with --n_rounds, or leave --earlier out.")
+    others = [o | given for o in (others if n == len(others) else others[:1]*n)]
+    others[0].pop('earlier', None) # no clusters are earlier than its own
+    return _instances | best[data][method] | dict(rounds=[first, *others])
 
 # %% ../nbs/35_stages.ipynb #784e9aef
 def data_settings(

@@ -129,6 +129,9 @@ def test_preset_best(tmp_path):
     assert (res['rows'][0]['embedding'], res['rows'][0]['rounds'], res['rows'][0]['steps'], res['rows'][0]['transform']) == ('instance', 3, 5*sum(o['epochs'] for o in cfg['rounds']), 'affine')
     code, out, err = finish('cactus_eval', '--run', tmp_path/'run', '--rounds', '--n_way', '5', '--n_test', '20')
     assert code == 0, err
+    learner, layer = json.loads((tmp_path/'run'/'result.json').read_text())['rows'][::2] # one shot and five, then a linear layer on what was learnt
+    assert (layer['method'], layer['embedding']) == ('linear', 'learner') and 'over linear on its own embedding' in out
+    assert layer['behind']['mean'] == pytest.approx(learner['mean'] - layer['mean'], abs=2e-3)
     rounds = json.loads((tmp_path/'run'/'rounds.json').read_text())
     assert [o['purity'] is None for o in rounds['rounds']] == [True, False, False] and rounds['split'] == 'test'
     assert rounds['bn'] == rounds['rounds'][1]['scores'][0]['bn'] == 'running' and rounds['n_filters'] == 64
