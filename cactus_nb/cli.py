@@ -8,7 +8,7 @@ __all__ = ['demo', 'cactus_demo', 'cactus_train', 'cactus_embed', 'cactus_partit
 # %% ../nbs/60_cli.ipynb #c002
 import re, time
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.script import store_true
@@ -447,7 +447,7 @@ def _clusters_of(run, root):
         raise ValueError(f"The images of {info['data']} are not those that {run} was trained on and its clusters were cut from (fingerprint {train.fingerprint}, then {others.pop()}). Give the --root it was trained on.")
     return train, parts
 
-def _at_test(run, learn, root, n_views, transform, plda, shrink):
+def _at_test(run, learn, clusters, n_views, transform, plda, shrink):
     "`[(learner, what its rows say)]`: what was asked for at test, one on top of the other"
     found, about = [], {}
     if plda and few_shot_callback(learn).config['method'] == 'maml': raise ValueError(f"{run} is a run of maml, which has no embedding that a PLDA could be fitted on: leave --plda out.")
@@ -455,12 +455,12 @@ def _at_test(run, learn, root, n_views, transform, plda, shrink):
         about = dict(n_views=n_views, view_transform=transform); learn = with_views(learn, transform, n_views)
         found.append((learn, about))
     if plda:
-        if not (of := _clusters_of(run, root)): raise ValueError(f"--plda needs the clusters that a run was trained on, and {run} has none: it was trained on labels, on single images, or its partitions are gone. Leave --plda out.")
+        if not (of := clusters()): raise ValueError(f"--plda needs the clusters that a run was trained on, and {run} has none: it was trained on labels, on single images, or its partitions are gone. Leave --plda out.")
         found.append((with_plda(learn, *of, shrink), about | dict(plda=shrink)))
     return found
 
 # %% ../nbs/60_cli.ipynb #f5891ead
-def _embedding_alone(run, learn, grid, score, root, device):
+def _embedding_alone(run, learn, clusters, grid, score, device):
     "Rows of simple classifiers on the embedding that the run was given, or else on its own; `behind` is the paired difference to the learner, points"
     path, cb = Path(run)/'encoder.safetensors', few_shot_callback(learn)
     if not path.exists():
@@ -469,7 +469,7 @@ def _embedding_alone(run, learn, grid, score, root, device):
     cfg = read_json(Path(run)/'config.json') if (Path(run)/'config.json').exists() else {}
     enc = load_encoder(path, dict(encoder=None) | cfg, device); of = enc.name
     if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
-    simple = dict(knn=knn, prototypes=nearest_prototype, linear=linear) | _plda_alone(run, enc, root)
+    simple = dict(knn=knn, prototypes=nearest_prototype, linear=linear) | _plda_alone(clusters, enc)
     if not isinstance(enc, OwnEmbedding): enc = OwnEmbedding(enc.embed(score.keywords['images']), score.keywords['images']) # embedded once
     return _rows_alone({k: m(enc) for k,m in simple.items()}, of, grid, score)
 
@@ -479,10 +479,10 @@ def _rows_alone(simple, of, grid, score):
 def _points(d): return dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3)) # of a paired difference
 
 # %% ../nbs/60_cli.ipynb #e58dc55f
-def _plda_alone(run, enc, root):
+def _plda_alone(clusters, enc):
     "The run's own clusters as Gaussians on its embedding, where there are some; nothing is trained for it"
     try:
-        of = _clusters_of(run, root)
+        of = clusters()
         if not of or isinstance(enc, OwnEmbedding) and not {*of[0].ids} <= {*enc.row}: return {}
         gaussian = plda(enc, *of)
     except (OSError, ValueError) as e: print(f"plda on the embedding alone is not scored: {e}"); return {} # training images that have gone are no error here
@@ -536,7 +536,8 @@ def cactus_eval(
     images, info = _images_of(run, data, root, split)
     seed = info.get('seed', 0) if seed is None else seed
     learn, n_ways = _as_asked(run, info, images, n_way, test_steps, fresh_head, device)
-    asked = _at_test(run, learn, root, n_views, transform or 'affine', plda, plda_shares['trained'] if shrink is None else shrink)
+    clusters = cache(partial(_clusters_of, run, root)) # for both that may need them
+    asked = _at_test(run, learn, clusters, n_views, transform or 'affine', plda, plda_shares['trained'] if shrink is None else shrink)
     score = partial(evaluate_grid, images=images, n_ways=n_ways, k_shots=_numbers(k_shot, 'k_shot'), n_query=n_query, n_tasks=n_test, seed=seed)
     grid = score(along_steps(learn, every))
     cfg, env, stages = [read_json(Path(run)/o) if (Path(run)/o).exists() else {} for o in ('config.json', 'env.json', 'stages.json')]
@@ -545,7 +546,7 @@ def cactus_eval(
     row = partial(result_row, **dict(zip(('method', 'embedding'), _names(info, cfg))), bn=info.get('bn'), **how_trained(run), **changed)
     rows = [row(r) for r in grid.values()]
     rows += [row(r, **more, gain=_points(r - grid[k])) for other,more in asked for k,r in score(other).items()]
-    beside = _embedding_alone(run, learn, grid, score, root, device)
+    beside = _embedding_alone(run, learn, clusters, grid, score, device)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)
     for o in rows[len(grid):]: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['gain']['mean']:+.2f} ± {o['gain']['ci95']:.2f} points by {' and '.join([*([f'{n_views} views'] if 'n_views' in o else []), *(['PLDA'] if 'plda' in o else [])])}, task by task")
     for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on {'its own embedding' if o['embedding'] == 'learner' else 'the embedding alone'}, task by task")

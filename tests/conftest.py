@@ -2,7 +2,7 @@
 import pytest
 
 def pytest_configure(config):
-    config.addinivalue_line('markers', 'once: of processes that are killed, of memory and of widgets: .ci/run tries them in one of its two environments')
+    config.addinivalue_line('markers', 'once: long, or of processes, memory or widgets, and alike with every fastai: .ci/run tries it in one of its two environments')
 
 def pytest_addoption(parser): parser.addoption('--device', default='cpu', help='where tests of the device compute: cpu, cuda, cuda:1 …')
 

@@ -103,6 +103,7 @@ def test_missing_data(tmp_path):
     assert code == 1 and str(tmp_path) in err and len(err.splitlines()) == 1 and not (tmp_path/'run').exists()
 
 
+@pytest.mark.once
 def test_own_embedding(tmp_path):
     "An array with the wrong number of rows is refused; one with the right number trains."
     import numpy as np
@@ -174,6 +175,7 @@ def test_a_folder_named_as_the_data(tmp_path, monkeypatch, capsys):
     assert 'an interval needs at least 2 tasks' in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_plda_of_a_folder(tmp_path):
     "Clusters go with the images that they were cut from: of a folder without labels, of rounds that held some out, not of another order, and nobody needs them who did not ask."
     from PIL import Image

@@ -315,6 +315,7 @@ def test_wrong_size(root, size):
     with pytest.raises(ValueError, match='must be a whole number from'): glyphs(size=size)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not DATA or not Path(DATA, 'omniglot').is_dir(), reason='no Omniglot here')
 def test_real_omniglot():
     ims = omniglot(Path(DATA, 'omniglot'))

@@ -176,6 +176,7 @@ def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     assert len(tried) == 19 and '1 of 19 rows failed: omniglot-from-scratch (the training diverged)' in err[-1]
 
 
+@pytest.mark.once
 def test_celeba_rows(tiny, tmp_path, monkeypatch):
     "The rows of CelebA train on clusters or on tasks of attributes, and are scored on tasks of other attributes; no label is read from its clusters."
     from test_papers import draw_celeba

@@ -221,7 +221,8 @@ def row_name(
 ) -> str:
     "What to call a row: its method, the embedding if there is one, and the rounds of clusters and the views and the PLDA at test if there are some"
     n, views, gaussian = [v if (v := row.get(k)) and v == v else 0 for k in ('rounds', 'n_views', 'plda')]
-    of = '' if row['embedding'] == 'none' else f" ({row['embedding']}{f', then {n-1:.0f} rounds' if n else ''})"
+    rounds = f", then {n-1:.0f} round{'s'*(n != 2)}" if n else ''
+    of = '' if row['embedding'] == 'none' else f" ({row['embedding']}{rounds})"
     return row['method'] + of + (f', averaged with {views:.0f} views' if views else '') + (', with PLDA' if gaussian else '')
 
 # %% ../../nbs/40_score.evaluate.ipynb #c044
