@@ -460,12 +460,13 @@ def _at_test(run, learn, clusters, n_views, transform, plda, shrink):
     return found
 
 # %% ../nbs/60_cli.ipynb #f5891ead
-def _embedding_alone(run, learn, clusters, grid, score, device):
-    "Rows of simple classifiers on the embedding that the run was given, or else on its own; `behind` is the paired difference to the learner, points"
-    path, cb = Path(run)/'encoder.safetensors', few_shot_callback(learn)
+def _embedding_alone(run, learners, clusters, grid, score, device):
+    "Rows of simple classifiers on the embedding that the run was given, or else on its own, with views too; `behind` is the paired difference to the learner, points"
+    path = Path(run)/'encoder.safetensors'
     if not path.exists():
-        alone = isinstance(cb, ProtoNetCallback) and not cb.of_task # does it embed an image by itself?
-        return _rows_alone(dict(linear=linear(cb.embed)), 'learner', grid, score) if alone else []
+        cbs = [(few_shot_callback(l), more) for l,more in learners if 'plda' not in more]
+        return [row for cb,more in cbs if isinstance(cb, ProtoNetCallback) and not cb.of_task # does it embed an image by itself?
+                    for row in _rows_alone(dict(linear=linear(cb.embed)), 'learner', grid, score, **more)]
     cfg = read_json(Path(run)/'config.json') if (Path(run)/'config.json').exists() else {}
     enc = load_encoder(path, dict(encoder=None) | cfg, device); of = enc.name
     if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
@@ -473,8 +474,8 @@ def _embedding_alone(run, learn, clusters, grid, score, device):
     if not isinstance(enc, OwnEmbedding): enc = OwnEmbedding(enc.embed(score.keywords['images']), score.keywords['images']) # embedded once
     return _rows_alone({k: m(enc) for k,m in simple.items()}, of, grid, score)
 
-def _rows_alone(simple, of, grid, score):
-    return [result_row(r, name, of, behind=_points(grid[k] - r)) for name,m in simple.items() for k,r in score(m).items()]
+def _rows_alone(simple, of, grid, score, **more):
+    return [result_row(r, name, of, behind=_points(grid[k] - r), **more) for name,m in simple.items() for k,r in score(m).items()]
 
 def _points(d): return dict(mean=round(d.mean, 3), ci95=round(d.ci95, 3)) # of a paired difference
 
@@ -546,9 +547,9 @@ def cactus_eval(
     row = partial(result_row, **dict(zip(('method', 'embedding'), _names(info, cfg))), bn=info.get('bn'), **how_trained(run), **changed)
     rows = [row(r) for r in grid.values()]
     rows += [row(r, **more, gain=_points(r - grid[k])) for other,more in asked for k,r in score(other).items()]
-    beside = _embedding_alone(run, learn, clusters, grid, score, device)
+    beside = _embedding_alone(run, [(learn, {}), *asked], clusters, grid, score, device)
     res = _write(run, rows + beside, 'cactus_eval', info['data'], split, time.perf_counter()-start, seed, device, trained=trained)
     for o in rows[len(grid):]: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['gain']['mean']:+.2f} ± {o['gain']['ci95']:.2f} points by {' and '.join([*([f'{n_views} views'] if 'n_views' in o else []), *(['PLDA'] if 'plda' in o else [])])}, task by task")
-    for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on {'its own embedding' if o['embedding'] == 'learner' else 'the embedding alone'}, task by task")
+    for o in beside: print(f"{o['n_way']}-way {o['k_shot']}-shot: {o['behind']['mean']:+.2f} ± {o['behind']['ci95']:.2f} points over {o['method']} on {'its own embedding' if o['embedding'] == 'learner' else 'the embedding alone'}{' with views' if 'n_views' in o else ''}, task by task")
     if rounds: _write_rounds(run, learn, images, n_ways, _numbers(k_shot, 'k_shot'), n_query, n_test, seed, info | dict(root=root or info.get('root')), split)
     _report(res, Path(run)/'result.json')

@@ -130,7 +130,10 @@ def test_preset_best(tmp_path):
     assert (res['rows'][0]['embedding'], res['rows'][0]['rounds'], res['rows'][0]['steps'], res['rows'][0]['transform']) == ('instance', 3, 5*sum(o['epochs'] for o in cfg['rounds']), 'affine')
     code, out, err = finish('cactus_eval', '--run', tmp_path/'run', '--rounds', '--n_way', '5', '--n_test', '20')
     assert code == 0, err
-    learner, layer = json.loads((tmp_path/'run'/'result.json').read_text())['rows'][::2] # one shot and five, then a linear layer on what was learnt
+    code, out, err = finish('cactus_eval', '--run', tmp_path/'run', '--n_way', '5', '--k_shot', '1', '--n_test', '20', '--n_views', 2)
+    assert code == 0 and 'over linear on its own embedding with views' in out, err
+    assert [(o['method'], o.get('n_views')) for o in json.loads((tmp_path/'run'/'result.json').read_text())['rows']] == [(m, v) for m in ('cactus-protonets', 'linear') for v in (None, 2)]
+    learner, layer = json.loads((tmp_path/'run'/'result.json').read_text())['rows'][::2] # as trained and with views: the learner, and a linear layer on what it has learnt
     assert (layer['method'], layer['embedding']) == ('linear', 'learner') and 'over linear on its own embedding' in out
     assert layer['behind']['mean'] == pytest.approx(learner['mean'] - layer['mean'], abs=2e-3)
     rounds = json.loads((tmp_path/'run'/'rounds.json').read_text())
