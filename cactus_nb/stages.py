@@ -113,7 +113,6 @@ def _best(data, method, kwargs):
         raise ValueError(f"--preset best makes its own clusters in rounds of its own: leave --{alien[0]} out, or the preset.")
     given = {k: kwargs.pop(k) for k in _of_rounds if k in kwargs}
     n = given.pop('n_rounds', len(best[data][method]['rounds']) - 1)
-    if 'fresh_weights' in given: given['fresh'] = given.pop('fresh_weights')
     check_counts(n_rounds=n); Round(1, **given) # an error here, not in the second round
     first, *others = best[data][method]['rounds']
     if 'n_query' in kwargs: others = [o | dict(n_query=kwargs['n_query']) for o in others] # one's own goes for all rounds, the transform too

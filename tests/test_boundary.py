@@ -357,7 +357,7 @@ refuse('Rounds', 'a fit of another length',                 lambda tmp: in_round
 refuse('Rounds', 'more clusters than images',               lambda tmp: in_rounds(Round(1), Round(1, 121)))
 refuse('Rounds', 'clusters too few for the way',            lambda tmp: in_rounds(Round(1), Round(1, 5, n_way=6)))
 refuse('Rounds', 'single images in a round, no transform at all', lambda tmp: in_rounds(Round(1), Round(1, 10, instances=0.5), source=parts, transform=None))
-refuse('Rounds', 'new weights for a network of one\'s own',  lambda tmp: in_rounds(Round(1), Round(1, 10, fresh=True), net=nn.Sequential(nn.Flatten(), nn.Linear(784, 3))))
+refuse('Rounds', 'new weights for a network of one\'s own',  lambda tmp: in_rounds(Round(1), Round(1, 10, fresh_weights=True), net=nn.Sequential(nn.Flatten(), nn.Linear(784, 3))))
 refuse('Rounds', 'a wider task than the network of MAML has outputs', lambda tmp: in_rounds(Round(1), Round(1, 10, n_way=6), make=maml_learner, net=conv4_classifier(4, n_filters=4)))
 refuse('Rounds', 'MAML on a network without a last layer',  lambda tmp: in_rounds(Round(1), Round(1, 10), make=maml_learner, net=nn.Sequential(nn.Conv2d(1, 4, 28), nn.Flatten())))
 refuse('Rounds', 'a collapsed embedding in the first round',lambda tmp: in_rounds(Round(1), Round(1, 10), cbs=Zero()))

@@ -42,7 +42,7 @@ class Round:
     core:float=1.       # Share of the images, nearest to the centres of their clusters, that tasks are made of
     earlier:float=0.    # Share of the tasks that come from the partitions of the round before; from the second round of clusters on
     instances:float=0.  # Share of the tasks in which every image is its own class
-    fresh:bool=False    # Begin with new weights instead of those of the round before?
+    fresh_weights:bool=False # Begin with new weights instead of those of the round before?
     turns:int=1         # Images are clustered as they are (1), also upside down (2), or in all four quarter turns (4)
     transform:str|None=None # Of the images of its tasks, by name as in `as_transform`; None leaves the loader's
 
@@ -171,7 +171,7 @@ def _check_tasks(rnd, n_way, x, transform):
 @patch
 def _check_network(self:ReclusterCallback, x):
     "Can the network be embedded with, named for all ways, and renewed?"
-    if any(o.fresh for o in self.rounds) and not hasattr(self.learn.model, 'config'): raise ValueError(f"fresh=True in a round, and {type(self.learn.model).__name__} has no `config` to be built from anew. Give a network of this library, or leave fresh out.")
+    if any(o.fresh_weights for o in self.rounds) and not hasattr(self.learn.model, 'config'): raise ValueError(f"fresh_weights=True in a round, and {type(self.learn.model).__name__} has no `config` to be built from anew. Give a network of this library, or leave fresh_weights out.")
     round_embedding(self.learn, x[:2])
     about, n_way = few_shot_callback(self.learn).config, max(self._form(o)[0] for o in self.rounds[1:])
     if about['method'] != 'maml' or about['maml']['head'] == 'fresh': return
@@ -189,7 +189,7 @@ def _enter(self:ReclusterCallback, now):
     parts = self._look(now-1, rnd) if begins or not (path and path.exists()) else Partitions.load(path)
     if parts is None: raise CancelFitException
     if begins and path: parts.save(path)
-    if begins and rnd.fresh: self._renew()
+    if begins and rnd.fresh_weights: self._renew()
     ds.sampler = self._source(rnd, parts, now).to(ds.x.device)
     ds.transform = self.own[1] if rnd.transform is None else by_part(rnd.transform)
     self.partitions = parts
