@@ -20,11 +20,11 @@ from .encoders.core import Encoder, OwnEmbedding
 from .meta.learner import few_shot_callback, how_trained, load_run, run_info, with_plda, with_views
 from .meta.plda import plda_shares
 from .meta.protonet import ProtoNetCallback
-from .runs import Run, check_device, is_run, read_json, write_json
+from .runs import Run, check_device, file_digest, is_run, read_json, write_json
 from .score.baselines import EmbeddingMethod, embedding_report, from_scratch, knn, linear, nearest_prototype, plda, untrained
 from .score.choose import rounds_report
 from .score.evaluate import along_steps, evaluate_grid, result_row, result_table, write_result
-from .stages import _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_encoder, load_splits, methods, of_clusters, oracle_tasks, partition_stage, preset, presets, read_images, train_stage
+from .stages import _check_tf32, _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_encoder, load_splits, methods, of_clusters, oracle_tasks, partition_stage, preset, presets, read_images, train_stage
 from .tasks.partition import Partitions, label_partition
 from .tasks.sample import hold_out, label_sampler
 from .tasks.sources import InstanceSampler, instance_set
@@ -142,8 +142,11 @@ def _report(res, *paths):
     table = result_table(res['rows']).to_string()
     n = max(o['n_tasks'] for o in res['rows'])
     fewer = ''.join({f"; {o['method']}: the first {o['n_tasks']:,} of them" for o in res['rows'] if o['n_tasks'] < n})
-    what = 'held-out pseudo-tasks, made of clusters and not of classes' if res['split'] == 'pseudo' else f"classes of the {res['split']} split"
+    what = _scored_on.get(res['split'], f"classes of the {res['split']} split")
     print(f"\nAccuracy in percent on {what}, {n:,} tasks each{fewer}, ± 95 % interval\n\n{table}\n\n{where}")
+
+_scored_on = dict(pseudo='held-out pseudo-tasks, made of clusters and not of classes', copies='held-out images, each with changed copies of itself as a class of its own')
+
 
 # %% ../nbs/60_cli.ipynb #c050
 @console_command
@@ -184,7 +187,7 @@ def _clear(path):
 @console_command
 def cactus_train(
     data:str='glyphs',        # glyphs, omniglot, mnist, mini-imagenet, celeba, or the path of a folder of images
-    out:str=None,             # Run folder; cactus_runs/DATA-METHOD-seedSEED if not given
+    out:str=None,             # Run folder; cactus_runs/DATA-METHOD-seedSEED if not given, DATA-METHOD-best-seedSEED with preset best
     method:str='protonets',   # protonets or maml; or oracle-protonets or oracle-maml, trained on true classes
     preset:str='paper',       # paper (clusters of an embedding), or best: rounds of clustering with transforms, past the paper; no label in training
     n_rounds:int=None,        # Preset best: rounds of clusters after the first round, which has none
@@ -233,7 +236,8 @@ def cactus_train(
     "Train a few-shot learner from unlabelled images; interrupted, the same command goes on"
     start, cfg = time.perf_counter(), _settings(locals())
     if epochs is None and not cfg.get('rounds'): cfg['epochs'] = cfg.get('long_epochs', cfg['epochs'])
-    _train(cfg, out or f"cactus_runs/{cfg['data']}-{method}-seed{seed}", n_test, start, device)
+    name = '-'.join([cfg['data'], method, *([preset] if preset != 'paper' else []), f'seed{seed}'])
+    _train(cfg, out or f'cactus_runs/{name}', n_test, start, device)
 
 # %% ../nbs/60_cli.ipynb #c056
 def _place(data, root, size, channels, skip_broken):
@@ -247,15 +251,18 @@ def _place(data, root, size, channels, skip_broken):
 # %% ../nbs/60_cli.ipynb #3fd230d2
 def _settings(args):
     "Settings from the arguments of a command that takes images"
-    check_device(args.get('device'))
+    check_device(args.get('device')); _check_tf32(args.get('precision'), args.get('device'))
     args = {k: v or None if isinstance(v, bool) else v for k,v in args.items() if k not in ('out', 'n_test', 'report', 'device')}
+    what = {} # it is of files: their contents, so that another file in the same place is not gone on with
     place = _place(*(args.pop(k) for k in ('data', 'root', 'size', 'channels', 'skip_broken')))
     if path := args.get('partitions'):
         if more := [k for k in of_clusters if k != 'partitions' and args.get(k) is not None]:
             raise ValueError(f"--partitions {path} is cut already: leave --{more[0]} out, or --partitions.")
-        args |= dict(partitions=str(Path(path).resolve()), n_partitions=len(Partitions.load(path)))
+        cut = Partitions.load(path); what['partitions_fingerprint'] = cut.fingerprint
+        args |= dict(partitions=str(Path(path).resolve()), n_partitions=len(cut))
+    if (path := args.get('embedding')) and Path(path).is_file(): what['embedding_digest'] = file_digest(path)
     if args.get('split'): args['split'] = _numbers(args['split'], 'split')
-    return preset(**place, kind=args.pop('preset', 'paper'), **args)
+    return preset(**place, kind=args.pop('preset', 'paper'), **args) | what
 
 # %% ../nbs/60_cli.ipynb #53eef4ed
 def _ways(cfg, scored):
@@ -287,7 +294,7 @@ def _train(cfg, out, n_test, start, device=None):
     run = Run(out, fit_to(cfg, train), device, start)
     name, parts = _training_tasks(run, train)
     learn = train_stage(run, train if name == 'none' else train.unlabelled(), parts, shown)
-    scored, what = (valid, 'valid') if valid is not None else (shown if cfg.get('rounds') else _pseudo_classes(run, train, parts), 'pseudo')
+    scored, what = (valid, 'valid') if valid is not None else (shown, 'copies') if cfg.get('rounds') else (_pseudo_classes(run, train, parts), 'pseudo')
     n_query = 5 if valid is not None or cfg.get('rounds') else min(5, cfg['n_query']) # held-out clusters have no more images for sure
     with run.stage('score'): grid = evaluate_grid(along_steps(learn), scored, n_ways, _shots(cfg, valid), n_query, n_test, seed)
     rows = [result_row(r, method if name == 'none' else f'cactus-{method}', name, bn=cfg['bn'], **how_trained(run.path)) for r in grid.values()]
@@ -340,6 +347,7 @@ def cactus_embed(
     cfg = _settings(args) | dict(n_clusters=None) # none are cut here
     images = read_images(cfg)
     train, valid, test = load_splits(cfg, images)
+    if report and (test is None or test.y is None): raise ValueError(f"--report scores on test classes, and {cfg['data']} has none. Leave it out, or give --split.")
     n_ways = _ways(cfg, valid)
     _check_tasks(cfg | dict(shots=k_shots), train, None, valid, n_ways, n_test)
     run = Run(out or f"cactus_runs/embed-{cfg['data']}-{encoder}-seed{seed}", fit_to(cfg, train), device, start)
@@ -353,7 +361,6 @@ def cactus_embed(
 # %% ../nbs/60_cli.ipynb #d90a2d8f
 def _report_test(run, enc, cfg, test, k_shots, n_test, shape):
     "`embedding_report` on the test classes, and its picture"
-    if test is None or test.y is None: raise ValueError(f"--report scores on test classes, and {cfg['data']} has none. Leave it out, or give --split.")
     with run.stage('report'): report = embedding_report(enc.embed(test), test, enc.name, _ways(cfg, test), k_shots, n_tasks=n_test, seed=cfg['seed'])
     with _drawn(run/'report.png'): report.show()
     about = dict(config=getattr(enc, 'config', {}), seconds=sum(v for k,v in run.stages.items() if k.startswith('embed'))) # of all sittings
@@ -392,6 +399,7 @@ def cactus_partition(
     if of.get('fingerprint') not in (None, train.fingerprint): raise ValueError(f"The images of {of['data']} are not those that {run} was embedded from (fingerprint {train.fingerprint}, then {of['fingerprint']}). Embed them anew, or put the old ones back.")
     kept = {k: of.get(k) for k in ('data', 'root', 'split', 'size', 'channels', 'on_error', 'encoder')}
     cfg = preset(partition=partition, n_clusters=n_clusters, n_partitions=n_partitions, margin=margin, n_way=n_way, k_shot=k_shot, n_query=n_query, seed=of['seed'] if seed is None else seed, **kept)
+    cfg |= {k: of[k] for k in ('encoder_epochs', 'encoder_preset', 'acai_weight', 'embedding', 'embedding_digest') if k in of} | dict(made_from=file_digest(Path(run)/'encoder.safetensors'))
     cut = Run(out or Path(run)/partition, fit_to(cfg, train), device, start)
     enc = load_encoder(Path(run)/'encoder.safetensors', of, device)
     parts = partition_stage(cut, enc.embed(train.unlabelled()), embedding=enc.name)
@@ -405,6 +413,7 @@ def _images_of(run, data, root, split):
     "`(images, info)`: the split of the data set that a run was trained on, if these are the same images"
     info = run_info(run)
     python = 'In Python, evaluate(load_run(path), images) takes any labelled images.'
+    if info.get('data') == 'folder' and info.get('root') and data and Path(data).resolve() == Path(info['root']).resolve(): data = None # its own images: those that were held out, if any were
     if data and data not in datasets and Path(data).is_dir(): return from_folder(data, info['shape'][1], info['shape'][0], labels=True), info | dict(data='folder')
     if {'data', 'split'} <= {*info} and info['split'] is None: raise ValueError(f"{run} was trained on all images of its folder, so it has no test classes. Give a folder of other images with a sub-folder per class: --data FOLDER. {python}")
     if not {'data', 'split', 'seed'} <= {*info}: raise ValueError(f"{run} does not say how its data was split, so its test classes are not known. {python}")
@@ -442,6 +451,7 @@ def _clusters_of(run, root):
     file = run/'rounds'/f"partitions-{rounds[-1]['round']}.npz" if rounds else Path(cfg.get('partitions') or run/'partitions.npz')
     if info['kind'] == 'labels' or not {'data', 'split', 'seed'} <= {*info} or not file.is_file(): return None
     train, parts = load_splits(info | dict(root=root or info.get('root')))[0].unlabelled(), Partitions.load(file)
+    if not rounds and cfg.get('partitions_fingerprint') not in (None, parts.fingerprint): raise ValueError(f"{file} holds other partitions now than {run} was trained on. Put the old ones back.")
     if rounds and info['split'] is None: train = _copies(cfg, train, None)[0] # some were held out
     if others := {info.get('fingerprint'), parts.notes[0].get('fingerprint')} - {None, train.fingerprint}:
         raise ValueError(f"The images of {info['data']} are not those that {run} was trained on and its clusters were cut from (fingerprint {train.fingerprint}, then {others.pop()}). Give the --root it was trained on.")
@@ -515,7 +525,7 @@ def cactus_eval(
     fresh_head:store_true=False, # MAML: start each task from a new head, also for more classes than the run has outputs for?
     n_views:int=None,    # ProtoNets: score also with embeddings averaged over each image and so many changed copies of it (test-time augmentation)
     plda:store_true=False, # ProtoNets: score also with Gaussian classes, their covariances from the clusters of the run; on top of --n_views
-    shrink:float=None,   # Share of a round covariance in that of --plda; 0.3 if not given
+    shrink:float=None,   # Share of a spherical covariance in that of --plda; 0.3 if not given
     transform:str=None,  # What changes the copies, such as affine, or affine,blur; affine if not given
     data:str=None,       # A folder of other images, with a sub-folder per class; or the data set that the run was trained on, since another one is an error
     root:str=None,       # Folder of the data set, where it is not in $CACTUS_DATA

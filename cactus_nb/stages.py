@@ -293,6 +293,13 @@ def _in_bfloat16(precision, device):
     if precision == 'bfloat16' and not has_bfloat16(device): warnings.warn(f"precision='bfloat16': this device ({device or 'cpu'}) has no instructions for it and emulates them, which is far slower than float32. Give precision='auto', or leave it out.")
     return precision == 'bfloat16' or precision == 'auto' and has_bfloat16(device)
 
+def _check_tf32(precision, device):
+    "Raise `ValueError` where TF32 is asked for and would change nothing"
+    if precision != 'tf32': return
+    device = torch.device(device or 'cpu')
+    if device.type != 'cuda' or torch.cuda.get_device_capability(device)[0] < 8: raise ValueError(f"precision='tf32': {device} has no TF32, which GPUs have from compute capability 8 on. Leave --precision out, or give such a --device.")
+
+
 # %% ../nbs/35_stages.ipynb #fcc00e81
 def train_stage(
     run:Run,         # The run folder
@@ -304,6 +311,7 @@ def train_stage(
 ):
     "Meta-train, resumable after every epoch, or take the model from the folder"
     cfg = run.config | kwargs
+    _check_tf32(cfg.get('precision'), run.device)
     path = run.path if name == 'train' else run/name
     if not run.done(name):
         path.mkdir(exist_ok=True)

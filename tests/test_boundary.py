@@ -17,6 +17,7 @@ from cactus_nb.all import (ACAI, Affine, Autoencoder, BiGAN, Callback, DeepClust
     label_partition, load_run, maml_learner, maml_logits, omniglot, proto_learner, prototypes, random_partitions, read_json, result_table, save_pretrained, save_run,
     save_tensors, task_dls, write_json)
 from cactus_nb.data import core, folder as folder_mod, sets
+from cactus_nb.score.choose import study_run
 from cactus_nb.tasks.sample import TaskSampler
 
 for o in [o for o in globals() if o.startswith('test')]: del globals()[o] # fastcore's, which pytest would take for ours
@@ -361,6 +362,14 @@ refuse('Rounds', 'new weights for a network of one\'s own',  lambda tmp: in_roun
 refuse('Rounds', 'a wider task than the network of MAML has outputs', lambda tmp: in_rounds(Round(1), Round(1, 10, n_way=6), make=maml_learner, net=conv4_classifier(4, n_filters=4)))
 refuse('Rounds', 'MAML on a network without a last layer',  lambda tmp: in_rounds(Round(1), Round(1, 10), make=maml_learner, net=nn.Sequential(nn.Conv2d(1, 4, 28), nn.Flatten())))
 refuse('Rounds', 'a collapsed embedding in the first round',lambda tmp: in_rounds(Round(1), Round(1, 10), cbs=Zero()))
+def replanned(tmp):
+    class Stop(Callback):
+        order = ResumeCallback.order+5
+        def before_epoch(self):
+            if self.epoch == 2: raise KeyboardInterrupt
+    for k,cbs in ((10, [Stop()]), (12, [])):
+        with contextlib.suppress(KeyboardInterrupt): in_rounds(Round(1), Round(2, k), cbs=[ResumeCallback(tmp/'checkpoint'), *cbs], folder=tmp/'rounds')
+refuse('Rounds', 'other rounds than those that were interrupted', replanned)
 refuse('Rounds', 'agreement of one partition',              lambda tmp: agreement(parts[:1]))
 
 
@@ -571,6 +580,7 @@ refuse('Runs', 'a network of your own, not given',     lambda tmp: saved(tmp, ba
 refuse('Runs', 'a distance of your own, not given',    lambda tmp: saved(tmp, distance='manhattan'))
 refuse('Runs', 'another network than the one trained', lambda tmp: load_run(run_of('protonets'), model=conv4(n_filters=8)))
 refuse('Runs', 'another run\'s folder',                lambda tmp: other_run(tmp, seed=1))
+refuse('Runs', 'a folder that holds a trained model, for another training', lambda tmp: (save_run(protonets(), tmp/'run', data='glyphs'), stays(tmp/'run'/'config.json', lambda: Run(tmp/'run', dict(data='glyphs', seed=3)))))
 refuse('Runs', 'a folder with other files',            lambda tmp: stays(folder(tmp, thesis__txt='mine')/'thesis.txt', lambda: Run(tmp, {})))
 refuse('Runs', 'a folder with another program\'s config.json', lambda tmp: stays(folder(tmp, config__json='{"model_type": "bert"}')/'config.json', lambda: Run(tmp, {})))
 refuse('Runs', 'another program\'s model, to be written over', lambda tmp: (save_tensors(tmp/'model.safetensors', dict(a=z)), stays(tmp/'model.safetensors', lambda: save_run(protonets(), tmp))))
@@ -603,6 +613,8 @@ refuse('Scoring', 'an embedding with too few rows',    lambda tmp: score(knn(lam
 refuse('Scoring', 'a difference of results on other tasks', lambda tmp: score() - score(seed=1))
 refuse('Scoring', 'a difference of results on other labels', lambda tmp: score() - score(images=ImageSet(X, np.roll(images.y, 5), name='toy')))
 refuse('Scoring', 'a difference to a number',          lambda tmp: score() - 20.)
+refuse('Scoring', 'a study of settings after a run of MAML', lambda tmp: study_run(run_of('maml'), tmp/'a.json'))
+refuse('Scoring', 'a study of settings without validation classes', lambda tmp: (save_run(protonets(), tmp/'run', data='folder', root=str(flat()), size=28, channels=1, split=None, seed=0, bn='running'), study_run(tmp/'run', tmp/'a.json')))
 refuse('Scoring', 'a table without rows',              lambda tmp: result_table([]))
 
 
@@ -653,6 +665,7 @@ command('a precision that MAML might not have', train, '--method', 'maml', '--pr
 command('clusters for an oracle', train, '--method', 'oracle-protonets', '--n_clusters', 77, '--out', out)
 command('an encoder beside an embedding', train, '--embedding', 'z.npy', '--encoder', 'acai', '--out', out)
 command('an encoder beside partitions', train, '--partitions', lambda tmp: (parts.save(tmp/'p.npz'), tmp/'p.npz')[1], '--encoder', 'acai', '--out', out)
+command('TF32 on a processor', train, '--precision', 'tf32', '--out', out)
 command('a precision that is not known', train, '--precision', 'float16', '--out', out)
 command('a preset that is not known', train, '--preset', 'great', '--out', out)
 command('CelebA in the demo', demo, '--data', 'celeba')
@@ -694,6 +707,7 @@ for given, args in {'an unknown encoder': '--encoder magic', 'no epochs': '--enc
 refuse('Commands', 'cactus_bench: an unknown row', lambda tmp: call(bench.cactus_bench, '--rows', 'speed'), SystemExit)
 refuse('Commands', 'cactus_bench: rows of growth', lambda tmp: call(bench.cactus_bench, '--growth', '--rows', 'demo'), SystemExit)
 refuse('Commands', 'cactus_bench: an unknown device', lambda tmp: call(bench.cactus_bench, '--device', 'mars'), SystemExit)
+command('a report without labelled test classes', embed, '--data', lambda tmp: flat(), *own, '--report', '--out', out)
 command('no run', cut)
 command('a run that is not there', cut, '--run', 'nowhere')
 command('a run without an encoder', cut, '--run', protos)

@@ -3,6 +3,7 @@ import contextlib, io, json, os, signal, subprocess, sys, time
 import pytest, torch
 from cactus_nb import cli
 from cactus_nb.runs import load_tensors
+from cactus_nb.tasks.partition import Partitions
 
 FEW = '--encoder pca --n_clusters 100 --n_partitions 2 --n_way 5 --epochs 5 --n_tasks 30 --n_valid 10 --n_test 20'.split()
 ARGS = dict(protonets=FEW, maml=[*FEW, *'--method maml --inner_steps 2 --test_steps 3'.split()])
@@ -146,7 +147,7 @@ def test_preset_best(tmp_path):
     code, _, err = finish('cactus_eval', '--run', tmp_path/'run', '--rounds', '--data', tmp_path/'photos')
     assert code == 1 and 'leave --data' in err and len(err.splitlines()) == 1
     code, out, err = finish('cactus_train', '--data', tmp_path/'photos', '--size', 28, '--channels', 1, '--out', tmp_path/'own', *few[:8], '--n_rounds', 1, '--n_test', 20)
-    assert code == 0 and 'pseudo' in out, err
+    assert code == 0 and 'held-out images, each with changed copies of itself' in out, err
 
 
 def test_folder_step_by_step(tmp_path):
@@ -164,11 +165,26 @@ def test_folder_step_by_step(tmp_path):
         assert code == 0, (command, err)
         if command in ('cactus_train', 'cactus_eval'): assert json.loads((tmp_path/'run'/'result.json').read_text())['rows'][0]['embedding'] == 'pca'
         if command == 'cactus_eval': assert [o['n_way'] for o in json.loads((tmp_path/'run'/'result.json').read_text())['rows'] if o['method'] == 'cactus-protonets'] == [3]
+    for file, command, *args in ((tmp_path/'run', 'cactus_train', *images, *task, '--partitions', tmp_path/'parts'/'partitions.npz', *'--epochs 1 --n_tasks 5 --n_valid 5 --n_test 10'.split(), '--out', tmp_path/'run'),
+                                 (tmp_path/'run', 'cactus_eval', '--run', tmp_path/'run', '--k_shot', 1, '--n_query', 2, '--n_test', 10, '--plda')): # the file was cut anew in between
+        parts = Partitions.load(tmp_path/'parts'/'partitions.npz'); Partitions(parts.labels[:,::-1], parts.notes).save(tmp_path/'parts'/'partitions.npz')
+        before = (file/'model.safetensors').read_bytes()
+        code, out, err = finish(command, *args)
+        assert code == 1 and len(err.splitlines()) == 1 and ('partitions_fingerprint=' in err or 'holds other partitions now' in err) and (file/'model.safetensors').read_bytes() == before, (command, err)
+        parts.save(tmp_path/'parts'/'partitions.npz')
+    code, out, err = finish('cactus_embed', *images, '--encoder', 'pixels', '--n_test', 10, '--k_shot', 1, '--out', tmp_path/'other')
+    assert code == 0, err
+    code, out, err = finish('cactus_partition', '--run', tmp_path/'other', *task, *'--n_clusters 12 --n_partitions 2'.split(), '--out', tmp_path/'parts')
+    assert code == 1 and 'made_from=' in err and len(err.splitlines()) == 1, err # not the clusters of the first embedding
     code, out, err = finish('cactus_embed', *images[:6], '--encoder', 'pca', '--out', tmp_path/'unlabelled') # no class was asked for, so there is nothing to score
     assert code == 0 and 'Nothing was scored' in out and (tmp_path/'unlabelled'/'embedding.npy').exists(), err
     code, out, err = finish('cactus_train', *images[:6], *task, *'--encoder pca --n_clusters 8 --n_partitions 2 --epochs 1 --n_tasks 5 --n_valid 5 --n_test 10'.split(), '--out', tmp_path/'few') # scored by clusters of three images
     assert code == 0, err
     assert json.loads((tmp_path/'few'/'result.json').read_text())['rows'][0]['n_query'] == 2
+    code, out, err = finish('cactus_eval', '--run', tmp_path/'few', '--data', tmp_path/'photos', '--k_shot', 1, '--n_query', 2, '--n_test', 10) # it has learnt from all of them
+    assert code == 1 and 'trained on all images of its folder' in err and len(err.splitlines()) == 1, err
+    code, out, err = finish('cactus_eval', '--run', tmp_path/'run', '--data', tmp_path/'photos', '--k_shot', 1, '--n_query', 2, '--n_test', 10) # it has three classes that it did not learn from
+    assert code == 0 and [o['n_way'] for o in json.loads((tmp_path/'run'/'result.json').read_text())['rows']][0] == 3, err
 
 
 def test_a_folder_named_as_the_data(tmp_path, monkeypatch, capsys):

@@ -169,11 +169,12 @@ def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     def fake(row, **kwargs):
         tried.append(row.name)
         if len(tried) == 1: raise ValueError('the training diverged')
+        if len(tried) == 2: raise ConnectionError('the host is away')
         return dict(rows=[], state='partial', minutes=0., device='cpu')
     monkeypatch.setattr(rep, 'run_row', fake); monkeypatch.setattr(rep, 'why_not', lambda *a: None)
     with pytest.raises(SystemExit): rep.cactus_reproduce(['--table', 'omniglot', '--out', str(tmp_path)])
     err = capsys.readouterr().err.strip().splitlines()
-    assert len(tried) == 19 and '1 of 19 rows failed: omniglot-from-scratch (the training diverged)' in err[-1]
+    assert len(tried) == 19 and '2 of 19 rows failed: omniglot-from-scratch (the training diverged); omniglot-bigan-knn (the host is away)' in err[-1]
 
 
 @pytest.mark.once

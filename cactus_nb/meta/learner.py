@@ -310,7 +310,7 @@ def with_plda(
     learn:Learner,         # A trained learner of ProtoNets, with views or without
     images:ImageSet,       # The images that it was trained on; labels are not looked at
     partitions:Partitions, # Clusters of these images
-    shrink:float=plda_shares['trained'], # Share of a round covariance, see `PLDA.fit`
+    shrink:float=plda_shares['trained'], # Share of a spherical covariance, see `PLDA.fit`
 ) -> Learner:              # To score and to classify with; it shares the network, and `learn.plda.plda` is the PLDA
     "The learner with a PLDA of its clusters in the place of distances to prototypes; raises `ValueError` for MAML, and where images are embedded beside others"
     cb = few_shot_callback(learn)

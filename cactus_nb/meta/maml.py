@@ -148,8 +148,9 @@ def check_loss(
     "Raise `ValueError` where an inner loss is not finite; on a GPU this would wait for the device, so nothing is done there"
     if losses.device.type == 'cpu' and not losses.isfinite().all(): _not_finite(step, losses)
 
-def _not_finite(step, losses):
+def _not_finite(step, losses, outer=False):
     b = int((~losses.isfinite()).int().argmax())
+    if outer: raise ValueError(f"The loss of the queries is {float(losses[b])} after the inner loop of a meta-batch. Its last step overshoots: lower inner_lr, or the learning rate that made these weights.")
     raise ValueError(f"The inner loss of task {b} of {len(losses)} in the meta-batch is {losses[b]} at inner step {step}. The steps overshoot: lower inner_lr, or the learning rate that made these weights.")
 
 # %% ../../nbs/31_meta.maml.ipynb #6af317d8
@@ -314,13 +315,24 @@ class MAMLCallback(Callback):
 def _watch(self:MAMLCallback, step, losses): self.losses.append(losses) if losses.device.type != 'cpu' else check_loss(step, losses)
 
 @patch
+def after_loss(self:MAMLCallback):
+    "Watch the loss of the queries too, before there is a gradient"
+    if not self.training: return
+    loss = self.learn.loss.detach().reshape(1)
+    if loss.device.type != 'cpu' or self.losses: self.losses.append(loss.expand(len(self.losses[0]) if self.losses else 1))
+    elif not loss.isfinite(): _not_finite(self.inner_steps, loss, outer=True)
+
+@patch
 def before_step(self:MAMLCallback):
-    "Keep gradients that are not finite from the weights, until `check_losses` looks"
-    if self.losses: [p.grad.nan_to_num_(0, 0, 0) for p in self.learn.model.parameters() if p.grad is not None]
+    "Where a loss is not finite, keep its gradient from the weights until `check_losses` looks"
+    if not self.losses: return
+    bad = ~torch.stack(self.losses).isfinite().all()
+    for p in self.learn.model.parameters():
+        if p.grad is not None: p.grad.masked_fill_(bad, 0)
 
 @patch
 def after_batch(self:MAMLCallback):
-    "Stop where an inner loss was not finite"
+    "Stop where a loss was not finite"
     self.close_step()
     if self.kept is not None and self.training and self.is_due: self.check_losses()
 
@@ -344,9 +356,9 @@ def is_due(self:MAMLCallback) -> bool:
 
 @patch
 def check_losses(self:MAMLCallback):
-    "Raise `ValueError` if an inner loss was not finite since the last look; waits for the device"
+    "Raise `ValueError` if a loss was not finite since the last look; waits for the device"
     for step,o in enumerate([] if self.kept is None else self.kept.cpu()):
-        if not o.isfinite().all(): _not_finite(step, o)
+        if not o.isfinite().all(): _not_finite(step, o, outer=step == len(self.kept)-1)
 
 # %% ../../nbs/31_meta.maml.ipynb #c074
 @patch

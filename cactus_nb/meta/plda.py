@@ -43,7 +43,7 @@ def _cluster_means(z, labels):
     return n, z.new_zeros(len(n), z.shape[1]).index_add_(0, rows, z[inside])/n
 
 # %% ../../nbs/30a_meta.plda.ipynb #55826933
-plda_shares = dict(alone=0.01, trained=0.3) # of a round covariance: on an embedding that knows nothing of the clusters, and on one that was trained on them
+plda_shares = dict(alone=0.01, trained=0.3) # of a spherical covariance: on an embedding that knows nothing of the clusters, and on one that was trained on them
 
 class PLDA:
     "Classes are Gaussians of one shape, and so are their means: class scores from embeddings of any way and shot (two-covariance PLDA)"
@@ -57,7 +57,7 @@ class PLDA:
     def fit(cls,
         z:np.ndarray,         # Embedding of the unlabelled images, a row for each `[n, d]`
         partitions:Partitions,# Of the same images
-        shrink:float=plda_shares['alone'], # Share of a round covariance in that within clusters, above 0 and at most 1
+        shrink:float=plda_shares['alone'], # Share of a spherical covariance in that within clusters, above 0 and at most 1
     ):
         "From an embedding and its clusters; raises `ValueError` where these have no scatter"
         if not 0 < shrink <= 1: raise ValueError(f"shrink={shrink}: give a share above 0, at most 1.")

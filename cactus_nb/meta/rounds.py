@@ -208,7 +208,7 @@ def _form(self:ReclusterCallback, rnd):
 def _source(self:ReclusterCallback, rnd, parts, now):
     "What the tasks of a round are drawn from"
     form, before = self._form(rnd), _file(self, f'partitions-{now-1}.npz')
-    sources, weights = [TaskSampler(parts, *form, self.seed + now)], [1 - rnd.earlier - rnd.instances]
+    sources, weights = [TaskSampler(parts, *form, self.seed + now)], [max(0., 1 - rnd.earlier - rnd.instances)] # 1 - 0.9 - 0.1 is below 0
     if rnd.instances: sources.append(InstanceSampler(parts.n_images, *form, self.seed + now)); weights.append(rnd.instances)
     old = self.partitions or (Partitions.load(before) if before and before.exists() else None)
     if rnd.earlier and old is not None: sources.append(TaskSampler(old, *form, self.seed + now)); weights.append(rnd.earlier)
@@ -293,6 +293,14 @@ def fit_rounds(
     "Fit a stock learner in rounds"
     cb = ReclusterCallback(rounds, seed, folder, least)
     ds = learn.dls.train.dataset; own = ds.sampler, ds.transform
+    for o in (*L(cbs), *learn.cbs):
+        if isinstance(o, ResumeCallback): o.of = (o.of or {}) | _plan(rounds) | dict(seed=seed) # partitions that were kept are of these rounds
     try: learn.fit(sum(r.epochs for r in rounds), lr, cbs=[cb, round_schedule(rounds, lr), *L(cbs)])
     finally: ds.sampler, ds.transform = own # after an interrupt too
     return cb
+
+def _plan(rounds):
+    "What a checkpoint says of the rounds that it was made in: what each does not leave as it is"
+    usual = asdict(Round(1)) | dict(epochs=None)
+    return {f'round {i}': ', '.join(f'{k}={v}' for k,v in asdict(r).items() if v != usual[k]) for i,r in enumerate(rounds)}
+

@@ -209,7 +209,7 @@ def plda(
     encoder,               # An `Encoder`, or a function from uint8 images to an array
     train,                 # The images that were learnt from, an `ImageSet`; or their embedding `[n, d]`
     partitions:Partitions, # Of these images
-    shrink:float=plda_shares['alone'], # Share of a round covariance, see `PLDA.fit`
+    shrink:float=plda_shares['alone'], # Share of a spherical covariance, see `PLDA.fit`
 ) -> EmbeddingMethod:
     "Gaussian classes on an embedding, their covariances from clusters; raises `ValueError` for partitions of other images"
     fitted = PLDA.fit(_learnt_from(encoder, train), partitions, shrink)

@@ -125,7 +125,9 @@ def study_run(
 ) -> pd.DataFrame:  # A row for each setting
     "The study on the train and validation classes of a run in rounds"
     info = run_info(run)
+    if info['method'] != 'protonets': raise ValueError(f"{run} is a run of {info['method']}, and the study trains ProtoNets. Give a run of cactus_train --preset best with --method protonets.")
     train, held, _ = load_splits(info)
+    if held is None or held.y is None: raise ValueError(f"{run} has no labelled validation classes, so there is no accuracy to compare the criteria with. Give a run of data with a split.")
     return study(path, load_tensors(Path(run)/'rounds'/'round-0.safetensors')[0], train, held, settings or settings_around(), info['backbone'], **kwargs)
 
 # %% ../../nbs/43_score.choose.ipynb #826810ae

@@ -418,6 +418,7 @@ def run_row(
     path = Path(folder or results_folder())/_file(row, preset, seed, share, precision)
     if path.exists(): return read_row(path)
     device = device or ('cuda' if torch.cuda.is_available() else None)
+    stages._check_tf32(precision, device)
     b = _Bench(row, preset, seed, share, precision, work, device, stop or StopInTime())
     method, how, about = _method(b)
     scores = _scores(b, method)
@@ -659,7 +660,7 @@ def _run_one(row, many, failed, **kwargs):
     there = Path(kwargs['folder'])/_file(row, kwargs['preset'], kwargs['seed'], kwargs['share'], kwargs['precision'])
     print(f"\n{row.name} …" + (f" stored in {there}: remove that file, or give another --out, to run it again" if there.exists() else ''), flush=True)
     try: res = run_row(row, **kwargs)
-    except ValueError as e:
+    except (ValueError, OSError, MemoryError, RuntimeError) as e: # bad input, no connection, a full disk, no memory here or on a GPU
         if not many: raise
         print(f"{row.name} failed: {e}", file=sys.stderr); return [f"{row.name} ({str(e).split(chr(10)+chr(9))[-1]})"]
     for o in res['rows']:

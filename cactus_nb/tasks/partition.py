@@ -8,6 +8,7 @@ __all__ = ['Partitions', 'random_scale', 'kmeans_partitions', 'plane_sides', 'hy
 
 # %% ../../nbs/20_tasks.partition.ipynb #c002
 import json, warnings
+from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -43,6 +44,10 @@ def __len__(self:Partitions):
 # %% ../../nbs/20_tasks.partition.ipynb #c009
 @patch(as_prop=True)
 def n_images(self:Partitions) -> int: "Number of images"; return self.labels.shape[1]
+
+@patch(as_prop=True)
+def fingerprint(self:Partitions) -> str: "16 hexadecimal digits that tell these labels from others"; return blake2b(str(self.labels.shape).encode() + self.labels.tobytes(), digest_size=8).hexdigest()
+
 
 # %% ../../nbs/20_tasks.partition.ipynb #c010
 @patch

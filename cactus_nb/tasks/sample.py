@@ -214,7 +214,10 @@ class TaskLoader(DataLoader):
     "A fastai `DataLoader` whose items are task numbers and whose batches are meta-batches"
     def get_idxs(self): return list(self.dataset.numbers())
     def create_item(self, s): return s # a task's number
-    def create_batch(self, numbers): tasks = torch.tensor(numbers); return self.dataset.sampler.rows_of(tasks), tasks # of the tasks of a batch
+    def create_batch(self, numbers): # of the tasks of a batch; where they are counted up, they are counted on the device, since a copy to it would wait for it
+        first, device = numbers[0], self.dataset.x.device
+        tasks = torch.arange(first, first + len(numbers), device=device) if [*numbers] == [*range(first, first + len(numbers))] else torch.tensor(numbers, device=device)
+        return self.dataset.sampler.rows_of(tasks), tasks
     def retain(self, res, b): return res # tensors already
     def after_batch(self, b): # rows `[B, n_way, k_shot + n_query]` and numbers of the tasks `[B]`
         rows, tasks = b
