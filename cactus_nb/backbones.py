@@ -72,7 +72,6 @@ def needs_task(
     "Does batch norm make what the network gives for an image depend on the images beside it, in evaluation mode too?"
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.track_running_stats for m in net.modules())
 
-
 # %% ../nbs/07_backbones.ipynb #37129476
 def _block(c_in, c_out, stats, **kwargs):
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), BatchNorm(c_out, stats, **kwargs), nn.MaxPool2d(2), nn.ReLU())

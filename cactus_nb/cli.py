@@ -147,7 +147,6 @@ def _report(res, *paths):
 
 _scored_on = dict(pseudo='held-out pseudo-tasks, made of clusters and not of classes', copies='held-out images, each with changed copies of itself as a class of its own')
 
-
 # %% ../nbs/60_cli.ipynb #c050
 @console_command
 def cactus_demo(

@@ -78,7 +78,6 @@ def file_digest(
         while part := f.read(2**22): h.update(part)
     return h.hexdigest()
 
-
 # %% ../nbs/05_runs.ipynb #c017
 @contextmanager
 def seeded(
@@ -236,7 +235,6 @@ class KeepSeconds(Callback):
     ): self.of = of
 
     def after_epoch(self): self.of.keep_seconds()
-
 
 # %% ../nbs/05_runs.ipynb #c038
 def _opt_tensors(opt):

@@ -299,7 +299,6 @@ def _check_tf32(precision, device):
     device = torch.device(device or 'cpu')
     if device.type != 'cuda' or torch.cuda.get_device_capability(device)[0] < 8: raise ValueError(f"precision='tf32': {device} has no TF32, which GPUs have from compute capability 8 on. Leave --precision out, or give such a --device.")
 
-
 # %% ../nbs/35_stages.ipynb #fcc00e81
 def train_stage(
     run:Run,         # The run folder

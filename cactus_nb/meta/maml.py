@@ -172,7 +172,6 @@ def _ends_in_head(model):
     moves = any(True for _ in model.buffers()) or any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules())
     return type(model) is nn.Sequential and isinstance(model[-1], nn.Linear) and not moves
 
-
 # %% ../../nbs/31_meta.maml.ipynb #c039
 @delegates(maml_steps)
 def maml_adapt(

@@ -303,4 +303,3 @@ def _plan(rounds):
     "What a checkpoint says of the rounds that it was made in: what each does not leave as it is"
     usual = asdict(Round(1)) | dict(epochs=None)
     return {f'round {i}': ', '.join(f'{k}={v}' for k,v in asdict(r).items() if v != usual[k]) for i,r in enumerate(rounds)}
-

@@ -622,7 +622,6 @@ def _list(folder, preset, device, table):
     states = pd.Series([found[r.name][0]['state'] if r.name in found else 'pending' for those in shown.values() for r in those]).value_counts()
     print(f"\n{states.sum()} rows: {', '.join(f'{n} {s}' for s,n in states.items())}. R: the paper's figure from memory. Rows named plda are ours, and no rows of the paper.")
 
-
 # %% ../../nbs/42_score.reproduce.ipynb #17ecd820
 @console_command
 def cactus_reproduce(

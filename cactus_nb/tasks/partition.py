@@ -48,7 +48,6 @@ def n_images(self:Partitions) -> int: "Number of images"; return self.labels.sha
 @patch(as_prop=True)
 def fingerprint(self:Partitions) -> str: "16 hexadecimal digits that tell these labels from others"; return blake2b(str(self.labels.shape).encode() + self.labels.tobytes(), digest_size=8).hexdigest()
 
-
 # %% ../../nbs/20_tasks.partition.ipynb #c010
 @patch
 def __getitem__(self:Partitions,
