@@ -21,7 +21,7 @@ Step.__doc__ = "A command; the file that it writes, if any; is that kept as OUT/
 
 rows = ['acai-cactus-protonets', 'acai-cactus-maml', 'oracle-protonets', 'bigan-cactus-protonets', 'oracle-maml', 'bigan-cactus-maml', 'from-scratch']
 ablations = ['acai-cactus-maml-P1', 'acai-cactus-maml-hyperplanes', 'bigan-cactus-maml-hyperplanes', 'zca-cactus-maml-P1', 'cactus-maml-random-20way', 'cactus-maml-random-5way']
-speed = dict(proto_fit=2, maml_fit=1, maml_step_20way=9, partitions_paper=1, proto_step=9, embed=9, maml_eval=1, maml_step_5way=9, maml_step_head=9, partitions=1, task_draw=9) # and how often
+speed = dict(proto_fit=2, maml_fit=1, maml_step_20way=9, partitions_paper=1, proto_step=9, embed=9, maml_eval=1, maml_step_5way=9, maml_step_head=9, partitions=1, partitions_same=1, task_draw=9) # and how often
 
 def steps(device, out, work):
     "`{name: Step}`; {minutes} in a command is what is left of the call"

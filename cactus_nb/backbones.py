@@ -131,9 +131,17 @@ class ImageBlock(nn.Sequential):
     @property
     def _of_batch(self): return self[1].training or not self[1].track_running_stats
 
+    @property
+    def _usual(self):
+        "Are the layers those that are computed at once?"
+        if [*map(type, self)] not in ([nn.Conv2d, o, nn.MaxPool2d, nn.ReLU] for o in (BatchNorm, nn.BatchNorm2d)): return False
+        conv, bn, pool, _ = self
+        of_conv = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode, conv.bias
+        return of_conv == ((3, 3), (1, 1), (1, 1), (1, 1), 1, 'zeros', None) and (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (2, 2, 0, 1, False) and bn.affine and bn.momentum is not None
+
     def _can(self, x):
         fits = x.dim() == 4 and len(x) > 0 and x.shape[1] == self[0].in_channels and not any(o % 2 for o in x.shape[2:])
-        plain = fits and x.device.type == 'cpu' and x.dtype == self[0].weight.dtype in (torch.float32, torch.float64) and not x.requires_grad
+        plain = fits and self._usual and x.device.type == 'cpu' and x.dtype == self[0].weight.dtype in (torch.float32, torch.float64) and not x.requires_grad
         return plain and not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in self) and not torch.is_autocast_enabled('cpu') and not torch._C._are_functorch_transforms_active()
 
     def _at_once(self, x):

@@ -7,7 +7,7 @@ __all__ = ['works', 'on_gpu', 'in_turn', 'machine_rates', 'peak_memory', 'Work',
            'cactus_bench']
 
 # %% ../nbs/70_bench.ipynb #3e84fcdf
-import statistics, subprocess, sys, tempfile, threading, time
+import os, statistics, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -221,7 +221,7 @@ def _blobs(d, k, seed=0):
     centres = 3*rng.standard_normal((k, d), np.float32)
     return lambda m: centres[rng.integers(k, size=m)] + rng.standard_normal((m, d), np.float32)
 
-def _partitions(device='cpu', small=False, paper=False):
+def _partitions(device='cpu', small=False, paper=False, same=False):
     from sklearn.cluster import KMeans
     z, name = _embedding(small) if small or not paper else (_blobs(256, 500)(32_460), 'points in blobs')
     k, P, n_peer = (40, 4, 1) if small else (500, 100, 1) if paper else (500, 50, 4)
@@ -229,13 +229,14 @@ def _partitions(device='cpu', small=False, paper=False):
     def ours():
         trim_memory()
         with peak_memory() as peak: parts = kmeans_partitions(z, k, P, seed=0, device=device)
-        few = parts.notes[:n_peer]
-        more.update(inertia=np.mean([o['inertia'] for o in few]), usable=np.mean([o['usable'] for o in few]), memory_mib=max(peak['mib'] or 0, more.get('memory_mib', 0)), embedding_mib=z.nbytes/2**20)
+        few = parts.notes[1:1+n_peer] # in stretched spaces, as all but the first are
+        more.update(n_iter=[o['n_iter'] for o in few], inertia=np.mean([o['inertia'] for o in few]), usable=np.mean([o['usable'] for o in few]), memory_mib=max(peak['mib'] or 0, more.get('memory_mib', 0)), embedding_mib=z.nbytes/2**20)
     def peer():
-        found = [KMeans(k, n_init=1, random_state=p).fit(z*random_scale(z.shape[1], p, 0)) for p in range(n_peer)]
-        more.update(peer_inertia=np.mean([o.inertia_ for o in found]), peer_usable=np.mean([(np.bincount(o.labels_) >= 6).sum() for o in found]))
+        as_ours = [dict(max_iter=o) for o in more['n_iter']] if same else [{}]*n_peer
+        found = [KMeans(k, n_init=1, random_state=p, **o).fit(z*random_scale(z.shape[1], p, 0)) for p,o in enumerate(as_ours, 1)]
+        more.update(peer_n_iter=[o.n_iter_ for o in found], peer_inertia=np.mean([o.inertia_ for o in found]), peer_usable=np.mean([(np.bincount(o.labels_) >= 6).sum() for o in found]))
     T = 2 + int(np.log(k))
-    return Work(ours, {'scikit-learn': (peer, n_peer/P)}, flops=2.*P*len(z)*(z.shape[1]+1)*k*(T + 10), rounds=2, more=more,
+    return Work(ours, {'scikit-learn' + ', stopped with us'*same: (peer, n_peer/P)}, flops=2.*P*len(z)*(z.shape[1]+1)*k*(T + 10), rounds=2, more=more,
                 about=f'{P} partitions of {name} ({len(z):,} × {z.shape[1]}) into {k} clusters; floor of the start and 10 iterations')
 
 # %% ../nbs/70_bench.ipynb #b152232e
@@ -256,7 +257,8 @@ def _demo(device='cpu', small=False):
     def run():
         with tempfile.TemporaryDirectory() as tmp:
             args = ['--out', f'{tmp}/demo', '--device', str(device), *(['--epochs', '1', '--n-tasks', '20', '--n-test', '20'] if small else [])]
-            done = subprocess.run([sys.executable, '-c', 'from cactus_nb.cli import cactus_demo; cactus_demo()', *args], capture_output=True, text=True)
+            nothing = os.environ | dict(CACTUS_CACHE=f'{tmp}/cache') # what other rows have drawn would be there already
+            done = subprocess.run([sys.executable, '-c', 'from cactus_nb.cli import cactus_demo; cactus_demo()', *args], capture_output=True, text=True, env=nothing)
             if done.returncode: raise ValueError(f'The demo failed: {done.stderr.strip().splitlines()[-1]}')
             more['rows'] = {f"{o['method']} {o['n_way']}-way": o['mean'] for o in read_json(Path(tmp)/'demo'/'result.json')['rows']}
     more = {}
@@ -264,7 +266,7 @@ def _demo(device='cpu', small=False):
 
 # %% ../nbs/70_bench.ipynb #d1ed5b6c
 works = dict(maml_step_5way=partial(_maml_step, 5), maml_step_20way=partial(_maml_step, 20), maml_step_head=partial(_maml_step, 20, adapt='head'), proto_step=_proto_step, maml_eval=_maml_eval,
-             partitions=_partitions, task_draw=_task_draw, embed=_embed, demo=_demo)
+             partitions=_partitions, partitions_same=partial(_partitions, same=True), task_draw=_task_draw, embed=_embed, demo=_demo)
 on_gpu = dict(maml_fit=partial(_fit, 'maml'), proto_fit=partial(_fit, 'protonets'), partitions_paper=partial(_partitions, paper=True))
 
 @tf32(False) # both sides multiply float32 as float32
@@ -340,7 +342,7 @@ def _table(res):
     return DataFrame(rows).set_index('').to_string() + more
 
 # %% ../nbs/70_bench.ipynb #51b982f0
-@console_command
+@partial(console_command, resumes=False)
 def cactus_bench(
     rows:str=None,         # Rows to measure, with commas between; all if not given
     device:str='cpu',      # Where to compute: cpu, cuda, cuda:1 …; a GPU has three rows more
@@ -358,6 +360,7 @@ def cactus_bench(
     rounds = 9 if rounds is None else rounds
     if rounds < 1: raise ValueError(f"rounds={rounds}: give at least 1.")
     if growth and torch.device(device).type != 'cpu': raise ValueError(f"--growth is measured on the processor: leave --device {device} out.")
+    file = Path(f'{out}.part') if out and Path(out).exists() else out # what was measured before stays until all of this is
     say, start, env = partial(print, file=sys.stderr), time.perf_counter(), environment(device)
     res = dict(device=env['device'], threads=env['threads'], commit=env['commit'], platform=env['platform'], torch=env['versions']['torch'])
     if growth: res['growth'] = _growth(note=say)
@@ -365,9 +368,11 @@ def cactus_bench(
         res |= dict(rates=machine_rates(device), rows=[])
         for name in names:
             say(f'{name} …'); res['rows'].append(bench_row(name, res['rates'], device, rounds=rounds))
-            if out: write_json(out, res) # a later row may fail
+            if out: write_json(file, res) # a later row may fail
     res['seconds'] = round(time.perf_counter() - start, 1)
-    if out: write_json(out, res)
+    if out:
+        write_json(file, res)
+        if file != out: file.replace(out)
     if json: print(dumps(res, indent=1))
     elif not growth: print(f"\n{_table(res)}\n\n{res['device']}, {res['threads']} threads, commit {res['commit']}, {res['seconds']:.0f} s. Seconds are medians; ratio = peer seconds / seconds, of the faster peer. "
                            f"Floor: at {res['rates']['flops']/1e9:,.0f} GFLOP/s and {res['rates']['bytes']/1e9:.0f} GB/s.")

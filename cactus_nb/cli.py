@@ -478,9 +478,12 @@ def _embedding_alone(run, learners, clusters, grid, score, device):
                     for row in _rows_alone(dict(linear=linear(cb.embed)), 'learner', grid, score, **more)]
     cfg = read_json(Path(run)/'config.json') if (Path(run)/'config.json').exists() else {}
     enc = load_encoder(path, dict(encoder=None) | cfg, device); of = enc.name
-    if isinstance(enc, OwnEmbedding) and not {*score.keywords['images'].ids} <= {*enc.row}: return [] # it has rows for its own images only
+    try: z = enc.embed(score.keywords['images']) # once
+    except ValueError:
+        if isinstance(enc, OwnEmbedding): return [] # it has rows for its own images only
+        raise
     simple = dict(knn=knn, prototypes=nearest_prototype, linear=linear) | _plda_alone(clusters, enc)
-    if not isinstance(enc, OwnEmbedding): enc = OwnEmbedding(enc.embed(score.keywords['images']), score.keywords['images']) # embedded once
+    enc = OwnEmbedding(z, score.keywords['images'])
     return _rows_alone({k: m(enc) for k,m in simple.items()}, of, grid, score)
 
 def _rows_alone(simple, of, grid, score, **more):
@@ -511,7 +514,7 @@ def _write_rounds(run, learn, images, n_ways, k_shots, n_query, n_test, seed, in
     print(pd.DataFrame([{k: o[k] for k in ('round', 'n_clusters', 'agreement', 'purity', 'nmi_before')} | {f"{s['n_way']}w{s['k_shot']}s": s['mean'] for s in o['scores']} for o in rows]).set_index('round').round(3).to_string())
 
 # %% ../nbs/60_cli.ipynb #c062
-@console_command
+@partial(console_command, resumes=False)
 def cactus_eval(
     run:str=None,        # Run folder that cactus_train or cactus_demo wrote; needed
     n_way:str=None,      # Classes in a task, several with commas between; 5,20 if not given, or as many as there are classes and outputs

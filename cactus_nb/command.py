@@ -16,6 +16,7 @@ _line = [''] # the command line of this process
 
 def console_command(
     func, # Its arguments have defaults, and comments that `--help` shows
+    resumes:bool=True, # Does the same command go on where it was stopped?
 ): # The command: takes a list of words, or those of the command line; raises `SystemExit`: 1 for what a user can mend, 2 for unknown options, 130 for Ctrl-C
     "A console command from a function with documented arguments"
     @wraps(func)
@@ -30,7 +31,7 @@ def console_command(
             warnings.showwarning = lambda msg, *a, **kw: print(f'warning: {msg}', file=sys.stderr)
             keep_memory()
             try: return func(**args)
-            except KeyboardInterrupt: _stop('stopped; run the same command again to go on where it was.', 130)
+            except KeyboardInterrupt: _stop(f"stopped; run the same command again to {'go on where it was' if resumes else 'begin anew'}.", 130)
             except (ValueError, OSError, MemoryError) as e:
                 msg = str(e).split('\n\t')[-1].replace("on_error='skip'", '--skip_broken').replace("head='fresh'", '--fresh_head').replace(', or leave out labels=True', '') # fastai puts the event's name before a tab
                 _stop(' '.join(msg.split()) or 'there is too little memory.', 1)

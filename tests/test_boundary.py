@@ -323,6 +323,7 @@ refuse('Tasks', 'mixed sources: a weight that is no number',         lambda tmp:
 refuse('Tasks', 'single images: a mask in the place of rows',        lambda tmp: InstanceSampler(np.arange(120) < 60, 4))
 refuse('Tasks', 'single images: rows that stand twice',              lambda tmp: InstanceSampler([0, 1, 2, 3, 3], 4))
 refuse('Tasks', 'single images: rows past the end',                  lambda tmp: InstanceSampler([0, 1, 2, 120], 4, n_images=120))
+refuse('Tasks', 'partitions of other images, as many',                lambda tmp: task_dls(photos, Partitions(parts.labels, [dict(fingerprint=images[::-1].fingerprint)]*2), n_query=2))
 refuse('Tasks', 'mixed sources: none',                               lambda tmp: MixedSampler([], []))
 refuse('Tasks', 'copies to validate on: no transform',               lambda tmp: instance_set(photos, 'none'))
 

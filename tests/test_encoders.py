@@ -368,7 +368,7 @@ def test_own_rows_in_a_file(tmp_path):
     own.save(tmp_path/'again.safetensors')
     for o in (own, Encoder.load(tmp_path/'again.safetensors')):
         assert (o.embed(ImageSet(images.x[:20])[5:]) == z[5:]).all()
-        with pytest.raises(ValueError, match='both sets number their images from 0'): o.embed(ImageSet(images.x[20:40]))
+        with pytest.raises(ValueError, match='two sets have the same ids'): o.embed(ImageSet(images.x[20:40]))
 
 def test_step_learns_anew():
     "What a step taught itself is of the images it was fitted to last; what came to it taught stays."

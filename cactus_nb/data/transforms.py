@@ -248,7 +248,7 @@ known_transforms = {c.__name__.lower(): c for c in (Affine, Elastic, Crop, Flip,
 def _by_name(spec):
     "Transforms of a text such as `affine(degrees=30),blur`, which is read and never run"
     try: calls = [o if isinstance(o, ast.Call) else ast.Call(o, [], []) for o in ast.parse(f'[{spec}]', mode='eval').body.elts]
-    except SyntaxError: calls = [ast.Call(spec, [], [])]
+    except (SyntaxError, AttributeError): calls = [ast.Call(spec, [], [])]
     for o in calls:
         name = getattr(o.func, 'id', spec)
         if name not in known_transforms: raise ValueError(f"There is no transform {name!r}. Known are {', '.join(known_transforms)}; several go with commas, strengths as in 'affine(degrees=30),blur'.")

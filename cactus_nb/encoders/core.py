@@ -524,11 +524,13 @@ def _look(x): return np.frombuffer(blake2b(np.ascontiguousarray(x), digest_size=
 
 @patch
 def _check_same(self:OwnEmbedding, images, rows, n=64):
-    "Where ids are no more than numbers of rows, two sets have the same ones: compare the pixels of a few"
-    if self.shape is None or not all(o.isdigit() for o in images.ids[:n]): return
-    if tuple(self.shape) != tuple(images.shape): raise ValueError(f"The rows are of images {tuple(self.shape)}, these are {tuple(images.shape)}, and both sets number their images from 0, so nothing says that they are the same. Give them ids.")
+    "Two sets may have the same ids, numbers or names of files: compare the pixels of a few; files at another size are taken for the same"
+    if self.shape is None: return
+    if tuple(self.shape) != tuple(images.shape):
+        if all(o.isdigit() for o in images.ids[:n]): raise ValueError(f"The rows are of images {tuple(self.shape)}, these are {tuple(images.shape)}, and both sets number their images from 0, so nothing says that they are the same. Give them ids.")
+        return
     other = [i for i in range(0, len(rows), -(-len(rows)//n)) if ((_look(self.images.x[rows[i]]) if self.looks is None else self.looks[rows[i]]) != _look(images.x[i])).any()]
-    if other: raise ValueError(f"Image {str(images.ids[other[0]])!r} is another one than that of row {rows[other[0]]} of the embedding: both sets number their images from 0. Give them ids, or embed all images, then split.")
+    if other: raise ValueError(f"Image {str(images.ids[other[0]])!r} is another one than that of row {rows[other[0]]} of the embedding: two sets have the same ids. Give each its own, or embed all images, then split.")
 
 # %% ../../nbs/10_encoders.core.ipynb #c058
 @patch
@@ -542,10 +544,10 @@ def _embed(self:OwnEmbedding, images):
 # %% ../../nbs/10_encoders.core.ipynb #c059
 @patch
 def state(self:OwnEmbedding):
-    "The rows, the ids that they stand for, and a digest of each image where the ids are mere numbers"
+    "The rows, the ids that they stand for, and a digest of each image"
     if self.z is None: return {}
     rows = dict(z=np.array(self.z, np.float32), ids=np.frombuffer(bytearray(json.dumps([*self.row]).encode()), np.uint8))
-    if self.shape is None or not all(o.isdigit() for o in self.row): return rows
+    if self.shape is None: return rows
     return rows | dict(shape=np.array(self.shape), looks=np.stack([_look(x) for x in self.images.x]) if self.looks is None else self.looks)
 
 # %% ../../nbs/10_encoders.core.ipynb #c060

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['deepcluster_nets', 'sobel', 'SeededDropout', 'whitening', 'even_rows', 'DeepClusterNet', 'ReassignCallback',
-           'DeepCluster']
+           'WhitenAtEnd', 'DeepCluster']
 
 # %% ../../nbs/14_encoders.deepcluster.ipynb #4a330892
 import numpy as np, torch, torch.nn.functional as F
 from functools import partial
 from fastai.callback.core import Callback
+from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner, ValueMetric
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
@@ -181,6 +182,14 @@ class ReassignCallback(Callback):
     def nmi(self): return self.model.nmi[self.i].item()
     def filled(self): return len(self.model.clusters.unique())
 
+class WhitenAtEnd(Callback):
+    "Whiten the features as they are when a fit has come to its end, best weights given back"
+    order, run_valid = TrackerCallback.order+5, False
+    def after_fit(self):
+        if hasattr(self, 'lr_finder') or self.learn.lock.locked(): return
+        z = self.model.features(self.dls.train.dataset.x)
+        if z.isfinite().all(): self.model.whiten(z)
+
 # %% ../../nbs/14_encoders.deepcluster.ipynb #fe018ec5
 @patch
 def _recluster(self:ReassignCallback, net, x, rng):
@@ -225,7 +234,7 @@ class DeepCluster(NetEncoder):
                          n_components=n_components, every=every, n_epochs=n_epochs, bs=bs, lr=lr, seed=seed, shape=shape)
 
     def loss(self): return F.cross_entropy
-    def callbacks(self): return [ReassignCallback(self.config['every'], self.config['seed'])]
+    def callbacks(self): return [ReassignCallback(self.config['every'], self.config['seed']), WhitenAtEnd()]
     def state(self): return {k: v for k,v in NetEncoder.state(self).items() if k != 'clusters'}
     def load_state(self, state): NetEncoder.load_state(self, state | dict(clusters=self.net.clusters)) # those are of the images it learnt from, and stay with them
 
@@ -256,9 +265,7 @@ def learner(self:DeepCluster,
     return learn
 
 @patch
-def _train(self:DeepCluster, learn):
-    learn.fit(self.config['n_epochs'], self.config['lr'])
-    self.net.whiten(self.net.features(learn.dls.train.dataset.x))
+def _train(self:DeepCluster, learn): learn.fit(self.config['n_epochs'], self.config['lr'])
 
 # %% ../../nbs/14_encoders.deepcluster.ipynb #1b0f50ce
 @patch

@@ -37,7 +37,7 @@ def _views(x, transform, numbers): # images `[n, c, h, w]` and numbers `[n_views
 def protoclr_loss(
     z:torch.Tensor, # Embeddings of the views `[n_views, n, d]`; the first is the support
 ):
-    "Cross-entropy of telling whose views the others are, by squared distances to the first (ProtoCLR, equation 1)"
+    "Cross-entropy of telling whose views the others are, by squared distances to the first (ProtoCLR, equation 1; there the first is the image as it is)"
     n, z = z.shape[1], z - z[0].mean(0).detach() # nearer to zero, where less is rounded
     q, p = z[1:].flatten(0, 1), z[0]
     logits = 2*q @ p.T - p.square().sum(1) # minus the squared distances, but for |q|², which all classes share

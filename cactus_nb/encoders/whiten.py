@@ -55,6 +55,7 @@ def _blocks(self:EncoderStep, images, n=4096): return (self.inner._embed(images[
 # %% ../../nbs/10a_encoders.whiten.ipynb #0f7a54f7
 @patch
 def _fit(self:EncoderStep, images):
+    self._state = {} # of what came before: an interrupt leaves it untaught
     if self._taught or not self.inner._ready(): self._taught = True; self.inner.fit(images) # what came untaught is of this step's images, each time
     self._learn(images)
 

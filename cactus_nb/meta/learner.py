@@ -30,7 +30,7 @@ from .maml import MAMLCallback
 from .plda import PLDA, PLDACallback, plda_shares
 from .protonet import MeanOfViews, ProtoNetCallback, cosine_distance, squared_distance
 from ..runs import environment, load_tensors, save_tensors, tf32, write_json
-from ..tasks.partition import Partitions
+from ..tasks.partition import Partitions, check_cut_from
 from ..tasks.sample import TaskLoader, empty_dataset
 
 # %% ../../nbs/32_meta.learner.ipynb #c007
@@ -317,6 +317,7 @@ def with_plda(
     if not isinstance(cb, ProtoNetCallback): raise ValueError(f"{type(cb).__name__} has no embedding that a PLDA could be fitted on. Give a learner of ProtoNets.")
     if cb.of_task: raise ValueError("This network normalises an image by the images beside it, so that training images cannot be embedded as those of a task are. Give one with running statistics (stats='running').")
     if len(images) != partitions.n_images: raise ValueError(f"The partitions are of {partitions.n_images:,} images, and {len(images):,} were given. Give the images that were cut.")
+    check_cut_from(partitions, images)
     z = cb.embed(torch.from_numpy(np.ascontiguousarray(images.x)))
     plda = PLDACallback(PLDA.fit(z.cpu().numpy(), partitions, shrink))
     return _learner(learn.dls, get_model(learn.model), plda, learn.lr, learn.opt_func, None, None)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..data.core import ImageSet, check_counts, check_images
 from ..data.transforms import as_transform, check_transform
 from ..runs import seeded
-from .partition import Partitions, label_partition
+from .partition import Partitions, check_cut_from, label_partition
 
 # %% ../../nbs/21_tasks.sample.ipynb #c007
 def _shift(x, n): return (x >> n) & ((1 << (64-n)) - 1)
@@ -357,6 +357,7 @@ def task_dls(
     if valid is not None and check_images(valid).shape != check_images(images).shape: raise ValueError(f"The images to validate on are {valid.shape}, those to train on {images.shape}. Bring them to one shape.")
     if partitions.n_images != len(check_images(images)):
         raise ValueError(f"The partitions are of {partitions.n_images:,} images, but there are {len(images):,}. Cluster the embedding of these very images.")
+    check_cut_from(partitions, images)
     if num_workers and torch.device(device or 'cpu').type != 'cpu':
         raise ValueError(f"num_workers={num_workers} with tasks drawn on {device}: drawing is done there at once, give num_workers=0.")
     pixels = lambda images: torch.from_numpy(np.ascontiguousarray(images.x)).to(device or 'cpu')
