@@ -25,7 +25,7 @@ from .score.baselines import EmbeddingMethod, embedding_report, from_scratch, kn
 from .score.choose import rounds_report
 from .score.evaluate import along_steps, evaluate_grid, result_row, result_table, write_result
 from .stages import _check_tf32, _one_of, data_settings, datasets, embed_stage, encoders, fit_to, load_encoder, load_splits, methods, of_clusters, oracle_tasks, partition_stage, preset, presets, read_images, train_stage
-from .tasks.partition import Partitions, label_partition
+from .tasks.partition import Partitions, check_cut_from, label_partition
 from .tasks.sample import hold_out, label_sampler
 from .tasks.sources import InstanceSampler, instance_set
 
@@ -235,8 +235,7 @@ def cactus_train(
     "Train a few-shot learner from unlabelled images; interrupted, the same command goes on"
     start, cfg = time.perf_counter(), _settings(locals())
     if epochs is None and not cfg.get('rounds'): cfg['epochs'] = cfg.get('long_epochs', cfg['epochs'])
-    name = '-'.join([cfg['data'], method, *([preset] if preset != 'paper' else []), f'seed{seed}'])
-    _train(cfg, out or f'cactus_runs/{name}', n_test, start, device)
+    _train(cfg, out or f"cactus_runs/{cfg['data']}-{method}{'-best' if cfg.get('rounds') else ''}-seed{seed}", n_test, start, device)
 
 # %% ../nbs/60_cli.ipynb #c056
 def _place(data, root, size, channels, skip_broken):
@@ -310,7 +309,7 @@ def _training_tasks(run, train):
         return enc.name, partition_stage(run, z, embedding=enc.name)
     parts = Partitions.load(cfg['partitions'])
     if parts.n_images != len(train): raise ValueError(f"{cfg['partitions']} holds partitions of {parts.n_images:,} images, and there are {len(train):,} to train on. Give the --data, --split and --seed that they were made for.")
-    if (made := parts.notes[0].get('fingerprint')) not in (None, cfg['fingerprint']): raise ValueError(f"{cfg['partitions']} holds partitions of other images (fingerprint {made}) than those to train on ({cfg['fingerprint']}). Give the --data, --split and --seed that they were made for.")
+    check_cut_from(parts, train)
     return parts.notes[0].get('embedding', 'own'), parts
 
 # %% ../nbs/60_cli.ipynb #a63b6aaa

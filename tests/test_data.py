@@ -321,3 +321,6 @@ def test_real_omniglot():
     ims = omniglot(Path(DATA, 'omniglot'))
     assert len(ims) == 32460 and set(ims.class_counts()) == {20} and len({o.split('/')[0] for o in ims.classes}) == 50
     assert [len(o) for o in ims.split_classes(1100, 100, 423, seed=0)] == [22000, 2000, 8460]
+    parts = [ims.split_classes(1100, 100, 423, seed=s) for s in range(3)]
+    shared = [len({*a[1].classes} & {*b[2].classes}) for a in parts for b in parts if a is not b] # what the page of the rounds says of its seeds
+    assert (min(shared), max(shared)) == (21, 30)
